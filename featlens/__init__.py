@@ -1,0 +1,69 @@
+"""featlens: why does initialising a one-step generator from a diffusion teacher work?
+
+Names are imported when they are first used, so ``import featlens`` costs nothing and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featlens._version import __version__
+
+if TYPE_CHECKING:
+    from featlens import measures, reduce, testing
+    from featlens.adapters import load
+    from featlens.capture import Capture
+    from featlens.comparison import Comparison, compare
+    from featlens.denoiser import Denoiser, EDMDenoiser
+    from featlens.errors import FeatlensError
+    from featlens.extraction import extract
+    from featlens.samples import SampleSet
+    from featlens.site import Site, sites
+    from featlens.store import FeatureStore
+
+__all__ = [
+    "Capture",
+    "Comparison",
+    "Denoiser",
+    "EDMDenoiser",
+    "FeatlensError",
+    "FeatureStore",
+    "SampleSet",
+    "Site",
+    "__version__",
+    "compare",
+    "extract",
+    "load",
+    "measures",
+    "reduce",
+    "sites",
+    "testing",
+]
+
+_HOME = {
+    "Capture": "capture",
+    "Comparison": "comparison",
+    "Denoiser": "denoiser",
+    "EDMDenoiser": "denoiser",
+    "FeatlensError": "errors",
+    "FeatureStore": "store",
+    "SampleSet": "samples",
+    "Site": "site",
+    "compare": "comparison",
+    "extract": "extraction",
+    "load": "adapters",
+    "sites": "site",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"featlens.{_HOME[name]}"), name)
+    if name in ("measures", "reduce", "testing"):
+        return importlib.import_module(f"featlens.{name}")
+    raise AttributeError(f"module 'featlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

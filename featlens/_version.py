@@ -1,0 +1,3 @@
+"""Version of featlens, the one place where it is written."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,139 @@
+"""What featlens calls a denoiser, and EDM's preconditioning around a raw network.
+
+Coordinates (arXiv 2206.00364): a noised image is ``x = x0 + sigma * eps`` with ``eps ~ N(0, I)``; ``sigma``
+of shape (B,) is the standard deviation of the noise in units of the data; a denoiser returns an estimate of
+``x0``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Denoiser", "EDMDenoiser", "Preconditioning", "column", "one_hot", "weights_digest"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that estimates the clean image; a host project's class satisfies it by shape alone.
+
+    Attributes
+    ----------
+    sample_shape
+        (C, H, W), or the shape of whatever one sample is.
+    num_labels
+        Number of classes, 0 for an unconditional model.
+    sigma_data
+        Standard deviation of the data that the model was made for.
+    network
+        The module in which sites are looked up.
+    """
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, 0 if unconditional."""
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Module that holds the sites."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, *sample_shape), (B,), (B,) int64 -> estimate of x0, (B, *sample_shape)."""
+
+
+def column(sigma: Tensor, like: Tensor) -> Tensor:
+    """Reshape (B,) so that it broadcasts against (B, ...)."""
+    return sigma.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def one_hot(labels: Tensor | None, num_labels: int, batch: int, device: torch.device) -> Tensor | None:
+    """(B,) int64 -> (B, num_labels) float32; zeros where labels are absent; None for unconditional models."""
+    if not num_labels:
+        return None
+    if labels is None:
+        return torch.zeros(batch, num_labels, device=device)
+    hot: Tensor = nn.functional.one_hot(labels.to(device).long(), num_labels).float()
+    return hot
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """Scalings of EDM (arXiv 2206.00364, table 1, last column), each (B,) -> (B,)."""
+
+    sigma_data: float = 0.5
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """Weight of the noised image in the output."""
+        return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Weight of the network in the output."""
+        return sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """Scale of the network's input; makes its variance one."""
+        return 1 / (sigma**2 + self.sigma_data**2).sqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the network is told about the noise level."""
+        return sigma.log() / 4
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Weight of the squared error, 1 / c_out^2."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+class EDMDenoiser(nn.Module):
+    """Denoiser ``D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)`` (arXiv 2206.00364, equation 7).
+
+    Parameters
+    ----------
+    network
+        Raw network F, called as ``network(x, c_noise, labels)`` with one-hot labels.
+    sample_shape, num_labels, sigma_data
+        As in :class:`Denoiser`.
+    """
+
+    def __init__(
+        self, network: nn.Module, sample_shape: tuple[int, ...], num_labels: int = 0, sigma_data: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.sample_shape = sample_shape
+        self.num_labels = num_labels
+        self.sigma_data = sigma_data
+        self.scaling = Preconditioning(sigma_data)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) noised, (B,) sigma, (B,) labels -> (B, C, H, W) estimate of x0."""
+        sigma = sigma.to(x.dtype)
+        hot = one_hot(labels, self.num_labels, len(x), x.device)
+        raw = self.network(column(self.scaling.c_in(sigma), x) * x, self.scaling.c_noise(sigma), hot)
+        return column(self.scaling.c_skip(sigma), x) * x + column(self.scaling.c_out(sigma), x) * raw
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes of a module's state."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        held = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(held.shape)}|{held.dtype}|".encode())
+        digest.update(
+            held.view(torch.uint8).numpy().tobytes()
+            if held.ndim
+            else bytes(held.reshape(1).view(torch.uint8).tolist())
+        )
+    return digest.hexdigest()[:16]

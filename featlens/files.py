@@ -1,0 +1,110 @@
+"""Files that are whole or absent: atomic writes, locks, and operating-system errors said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from featlens.errors import FeatlensError
+
+__all__ = ["atomic_path", "explain_os_error", "lock", "make_folder", "write_bytes", "write_text"]
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another output with -o",
+    errno.EACCES: "permission denied; choose another output with -o or change the permissions",
+    errno.EPERM: "not permitted; choose another output with -o or change the permissions",
+    errno.EFBIG: "the file size limit was reached; raise it (ulimit -f) and run the same command again",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another output with -o",
+    errno.EISDIR: "this is a folder; give the path of a file",
+    errno.ENOENT: "there is no such file or folder; check the path",
+}
+
+
+def explain_os_error(error: OSError, path: os.PathLike[str] | str | None = None) -> FeatlensError:
+    """One line for an operating-system error: where, what, what to do."""
+    where = str(path if path is not None else error.filename or "output")
+    number = error.errno
+    if number is None:
+        # HDF5 reports the number inside its message.
+        number = next((n for n in _ADVICE if f"errno = {n}," in str(error)), None)
+    advice = _ADVICE.get(number) if number is not None else None
+    return FeatlensError(f"{where}: {advice or ' '.join(str(error).split())}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: os.PathLike[str] | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds, else is removed."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: os.PathLike[str] | str, data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: os.PathLike[str] | str, text: str) -> None:
+    """Write UTF-8 ``text`` atomically."""
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: os.PathLike[str] | str) -> Path:
+    """Create a folder with its parents; one clear line if that is impossible."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise FeatlensError(
+            f"{folder}: expected a folder, found a file; choose another output with -o"
+        ) from None
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return folder
+
+
+@contextlib.contextmanager
+def lock(path: os.PathLike[str] | str, what: str) -> Iterator[None]:
+    """Hold ``path`` as an advisory lock file; the system frees it when the process ends, however it ends."""
+    try:
+        handle: IO[str] = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - closed by "with handle"
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with handle:
+        try:
+            import fcntl
+        except ImportError:  # pragma: no cover - Windows has no fcntl; single-user use there goes unlocked
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FeatlensError(
+                f"{what} is in use by another process; wait for it or choose another output"
+            ) from None
+        yield

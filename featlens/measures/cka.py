@@ -1,0 +1,247 @@
+"""Centred kernel alignment with the linear kernel, debiased and biased, and its permutation null on a grid.
+
+With centred features X (n, d1) and Y (n, d2), k_i = |x_i|^2 and l_i = |y_i|^2, the unbiased estimator of HSIC
+of Song et al. (2012, equation 5) for linear kernels is, exactly,
+
+    n (n - 3) HSIC = |X'Y|_F^2 - n / (n - 2) sum_i k_i l_i + (sum_i k_i) (sum_i l_i) / ((n - 1)(n - 2)),
+
+because with a zeroed diagonal the row sums of K are -k. The debiased CKA is the ratio of such estimators
+(arXiv 2010.15327, equation 3). It may be negative, and it is never clamped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featlens.errors import UsageError, choices_hint
+
+__all__ = ["Grid", "cka", "cka_grid", "hsic_debiased"]
+
+Array = Any
+Estimator = Literal["debiased", "biased"]
+ESTIMATORS = ("debiased", "biased")
+KERNELS = ("linear",)
+ROUNDING = 1e-12
+"""A self-similarity below this fraction of its uncorrected value is rounding error, not a signal."""
+
+
+def _namespace(*arrays: Array) -> Any:
+    from array_api_compat import array_namespace
+
+    try:
+        return array_namespace(*arrays)
+    except TypeError:
+        kinds = " and ".join(dict.fromkeys(type(array).__name__ for array in arrays))
+        raise UsageError(
+            f"cka: expected numpy arrays or torch tensors, all of one kind, got {kinds}; convert them first"
+        ) from None
+
+
+def _centred(x: Array, name: str, least: int) -> Array:
+    """Features minus their mean, in float64 so that a mean far above the spread costs no digits."""
+    xp = _namespace(x)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise UsageError(
+            f"cka: {name} must be (n, d) with d > 0, got shape {tuple(x.shape)}; reduce or flatten the rest"
+        )
+    if x.shape[0] < least:
+        raise UsageError(f"cka: {name} has {x.shape[0]} rows; at least {least} samples are needed")
+    x = xp.astype(x.detach() if hasattr(x, "detach") else x, xp.float64, copy=True)
+    bad = xp.astype(~xp.all(xp.isfinite(x), axis=1), xp.int32)
+    if count := int(xp.sum(bad)):
+        row = int(xp.argmax(bad))
+        raise UsageError(f"cka: row {row} of {name} holds NaN or infinity ({count} such rows)")
+    # The mean of n equal numbers may differ from them by rounding; differences of equal numbers are zero.
+    x = x - x[:1, :]
+    return x - xp.mean(x, axis=0, keepdims=True)
+
+
+def _rescaled(x: Array) -> Array:
+    """Largest entry 1: CKA does not depend on scale, and extreme features must not under- or overflow."""
+    xp = _namespace(x)
+    largest = float(xp.max(xp.abs(x)))
+    return x / largest if largest > 0 else x
+
+
+def _pair_hsic(x: Array, y: Array, estimator: Estimator) -> float:
+    xp = _namespace(x)
+    n, width_x, width_y = x.shape[0], x.shape[1], y.shape[1]
+    if n * (width_x + width_y) < width_x * width_y:
+        cross = float(xp.sum(xp.matmul(x, x.T) * xp.matmul(y, y.T)))
+    else:
+        cross = float(xp.sum(xp.matmul(x.T, y) ** 2))
+    if estimator == "biased":
+        return cross / float((n - 1) ** 2)
+    k, m = xp.sum(x * x, axis=1), xp.sum(y * y, axis=1)
+    value = float(_debias(cross, float(xp.sum(k * m)), float(xp.sum(k)) * float(xp.sum(m)), n))
+    # Samples at equal distances from one another (one-hot rows) have no self-similarity but rounding errors.
+    return 0.0 if x is y and value * n * (n - 3) <= ROUNDING * cross else value
+
+
+def _debias(cross: Any, diagonal: Any, traces: Any, n: int) -> Any:
+    """Formula of the module's docstring; scalars or arrays of them."""
+    return (cross - n / (n - 2) * diagonal + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
+
+
+def hsic_debiased(x: Array, y: Array) -> float:
+    """Unbiased estimate of HSIC with linear kernels (Song et al. 2012, equation 5).
+
+    ``x`` (n, d1), ``y`` (n, d2), n >= 4. Unlike in :func:`cka` the scale of the features matters.
+    """
+    _namespace(x, y)
+    a, b = _centred(x, "x", 4), _centred(y, "y", 4)
+    _same_rows(a, b)
+    return _pair_hsic(a, b, "debiased")
+
+
+def _same_rows(x: Array, y: Array) -> None:
+    if x.shape[0] != y.shape[0]:
+        raise UsageError(
+            f"cka: x has {x.shape[0]} rows and y {y.shape[0]}; row i of both must be the features of "
+            "the same sample"
+        )
+
+
+def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "linear") -> float:
+    """Linear CKA of two feature sets of the same samples.
+
+    Direction: similarity. Range: at most 1; the debiased estimator may be negative, the biased one is not.
+    Invariant to shifts, orthogonal maps and isotropic scaling of either side.
+
+    Parameters
+    ----------
+    x, y
+        (n, d1) and (n, d2), numpy or torch, same samples in the same order; n >= 4 (2 if biased).
+    estimator
+        ``"debiased"``, or ``"biased"``, which tends to 1 for d >> n whatever the features.
+    kernel
+        ``"linear"``.
+
+    Returns
+    -------
+    float
+        NaN if either side has no self-similarity: constant features, or samples all equally far apart.
+
+    References
+    ----------
+    arXiv 1905.00414, equation 1; arXiv 2010.15327, equation 3.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 8))
+    >>> round(cka(x, 3 * x[:, ::-1] + 1), 6)
+    1.0
+    """
+    if estimator not in ESTIMATORS:
+        raise UsageError(f"cka: unknown estimator {estimator!r}: {choices_hint(estimator, ESTIMATORS)}")
+    if kernel not in KERNELS:
+        raise UsageError(f"cka: unknown kernel {kernel!r}: {choices_hint(kernel, KERNELS)}")
+    least = 4 if estimator == "debiased" else 2
+    _namespace(x, y)
+    a, b = (_rescaled(_centred(side, name, least)) for side, name in ((x, "x"), (y, "y")))
+    _same_rows(a, b)
+    return float(
+        _ratio(_pair_hsic(a, b, estimator), _pair_hsic(a, a, estimator), _pair_hsic(b, b, estimator))
+    )
+
+
+def _ratio(cross: Any, self_x: Any, self_y: Any) -> Any:
+    """Ratio cross / sqrt(self_x * self_y); NaN where a self term is not positive (constant features)."""
+    cross, product = np.asarray(cross, dtype=np.float64), np.asarray(self_x) * np.asarray(self_y)
+    defined = (np.asarray(self_x) > 0) & (np.asarray(self_y) > 0)
+    return np.where(defined, cross / np.sqrt(np.where(defined, product, 1.0)), np.nan)
+
+
+class Grid(NamedTuple):
+    """CKA of every site of A with every site of B, and under row permutations of B."""
+
+    value: NDArray[np.float64]
+    """(sites of A, sites of B)."""
+    null: NDArray[np.float64]
+    """(permutations, sites of A, sites of B)."""
+
+
+def cka_grid(
+    a: Sequence[NDArray[Any]],
+    b: Sequence[NDArray[Any]],
+    permutations: int = 0,
+    seed: int = 0,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> Grid:
+    """Debiased linear CKA of all pairs of two lists of features, with a permutation null.
+
+    Parameters
+    ----------
+    a, b
+        Lists of (n, d) numpy arrays over the same n samples; widths may differ.
+    permutations
+        Number of random permutations of the rows of B; the same ones serve every pair, so the largest null
+        value over the grid controls the family-wise error.
+    seed
+        Seed of the permutations.
+    names
+        What to call the sites of A and of B in errors; their positions by default.
+
+    Notes
+    -----
+    Everything reduces to |X'PY|_F^2 and sum k_i l_p(i). The first is computed either between features
+    (n sum(d_A) sum(d_B) products) or between Gram matrices (n^2 S_A S_B), whichever is cheaper.
+    """
+    if not len(a) or not len(b):
+        raise UsageError(
+            f"cka_grid: expected features on both sides, got {len(a)} sites of A and {len(b)} of B"
+        )
+    called = (range(len(a)), range(len(b))) if names is None else names
+    left = [_rescaled(_centred(x, f"site {i!r} of A", 4)) for i, x in zip(called[0], a, strict=True)]
+    right = [_rescaled(_centred(y, f"site {i!r} of B", 4)) for i, y in zip(called[1], b, strict=True)]
+    for x in (*left, *right):
+        _same_rows(left[0], x)
+    n = len(left[0])
+    rng = np.random.default_rng(seed)
+    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(permutations))])
+    width_a, width_b = (sum(x.shape[1] for x in side) for side in (left, right))
+    gram_cost = n * n * len(left) * len(right)
+    products = _gram_products if gram_cost < n * width_a * width_b and n <= 2048 else _feature_products
+    cross = products(left, right, orders)
+    k, m = (np.stack([(x * x).sum(1) for x in side]) for side in (left, right))
+    diagonal = np.stack([k @ m[:, order].T for order in orders])
+    traces = k.sum(1)[:, None] * m.sum(1)[None, :]
+    hsic = _debias(cross, diagonal, traces, n)
+    self_a = np.array([_pair_hsic(x, x, "debiased") for x in left])
+    self_b = np.array([_pair_hsic(y, y, "debiased") for y in right])
+    values = _ratio(hsic, self_a[:, None], self_b[None, :])
+    return Grid(values[0], values[1:])
+
+
+def _feature_products(
+    left: list[NDArray[Any]], right: list[NDArray[Any]], orders: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """|X'PY|_F^2 of all pairs and orders through one matrix product of all features at once."""
+    starts_a = np.cumsum([0, *(x.shape[1] for x in left[:-1])])
+    starts_b = np.cumsum([0, *(y.shape[1] for y in right[:-1])])
+    x_all, y_all = np.concatenate(left, axis=1).T, np.concatenate(right, axis=1)
+    out = np.empty((len(orders), len(left), len(right)))
+    for index, order in enumerate(orders):
+        squares = (x_all @ y_all[order]) ** 2
+        out[index] = np.add.reduceat(np.add.reduceat(squares, starts_a, axis=0), starts_b, axis=1)
+    return out
+
+
+def _gram_products(
+    left: list[NDArray[Any]], right: list[NDArray[Any]], orders: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The same through Gram matrices: <XX', P YY' P'>; permuting a Gram matrix needs no new product."""
+    n = len(left[0])
+    grams_a = np.stack([(x @ x.T).ravel() for x in left])
+    grams_b = [y @ y.T for y in right]
+    out = np.empty((len(orders), len(left), len(right)))
+    shuffled = np.empty((len(right), n * n))
+    for index, order in enumerate(orders):
+        for row, gram in zip(shuffled, grams_b, strict=True):
+            np.take(np.take(gram, order, axis=0), order, axis=1, out=row.reshape(n, n))
+        out[index] = grams_a @ shuffled.T
+    return out

@@ -1,0 +1,7 @@
+"""Feature files: one HDF5 file with axes (sigma, sample, feature) per site; resumable and checksummed."""
+
+from featlens.store.layout import FORMAT, VERSION, SiteInfo
+from featlens.store.reader import FeatureStore
+from featlens.store.writer import FeatureWriter
+
+__all__ = ["FORMAT", "VERSION", "FeatureStore", "FeatureWriter", "SiteInfo"]
