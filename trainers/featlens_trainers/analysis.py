@@ -1,0 +1,101 @@
+"""Features, comparison with the teacher and linear probes of one network of a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featlens import compare, extract
+from featlens.denoiser import weights_digest
+from featlens.errors import FeatlensError
+from featlens.files import make_folder, write_text
+from featlens_probes import probe
+from featlens_trainers.config import to_mapping
+from featlens_trainers.presets import StudyConfig
+from featlens_trainers.runs import Report, newest_snapshot
+from featlens_trainers.snapshots import load_denoiser
+from featlens_trainers.tasks import data_of
+
+__all__ = ["analysis_paths", "run_analysis"]
+
+
+def analysis_paths(study: Path, name: str) -> dict[str, Path]:
+    """Files that the analysis of a run leaves in the study's folder."""
+    folder = study / "features"
+    return {
+        "features": folder / f"{name}.h5",
+        "comparison": folder / f"{name}-vs-teacher.nc",
+        "probe": folder / f"{name}-probe.json",
+        "record": folder / f"{name}-analysis.json",
+    }
+
+
+def run_analysis(study: Path, config: StudyConfig, device: str, name: str, report: Report | None = None) -> None:
+    """Extract features of ``study/name`` on held-out images, compare them with the teacher's, and probe them.
+
+    No network of the study has seen these images. Does nothing if it was done before with the same weights.
+    """
+    settings = config.features
+    denoiser, _ = load_denoiser(newest_snapshot(study / name), device)
+    samples = data_of(config, "held-out")
+    paths = analysis_paths(study, name)
+    make_folder(study / "features")
+    key = {
+        "weights_digest": weights_digest(denoiser.network),
+        "sample_digest": samples.digest,
+        "features": to_mapping(settings),
+    }
+    if name != "teacher":
+        key["teacher"] = json.loads(analysis_paths(study, "teacher")["record"].read_text(encoding="utf-8"))["weights_digest"]
+    if _done(paths, key):
+        return
+    paths["record"].unlink(missing_ok=True)
+    _forget_other_weights(paths["features"], key["weights_digest"])
+
+    def say(remark: str, scale: int) -> Any:
+        return lambda done, total: report(done * scale // max(total, 1), 100, remark) if report is not None else None
+
+    extract(
+        denoiser,
+        samples,
+        settings.sigmas,
+        settings.sites,
+        paths["features"],
+        settings.reduce,
+        name=name,
+        progress=say("extract", 40),
+    ).close()
+    result = probe(paths["features"], splits=settings.probe_splits, seed=config.seed, progress=say("probe", 60))
+    result.save(paths["probe"])
+    if name != "teacher":
+        comparison = compare(
+            {"teacher": analysis_paths(study, "teacher")["features"], name: paths["features"]},
+            permutations=settings.permutations,
+            seed=config.seed,
+            progress=say("compare", 100),
+        )
+        comparison.save(paths["comparison"])
+    write_text(paths["record"], json.dumps(key) + "\n")
+
+
+def _done(paths: dict[str, Path], key: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(paths["record"].read_text(encoding="utf-8")) == json.loads(json.dumps(key)))
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def _forget_other_weights(path: Path, digest: str) -> None:
+    """Remove a feature file of an earlier network of the same name, which extraction would refuse to continue."""
+    from featlens import FeatureStore
+
+    if not path.exists():
+        return
+    try:
+        with FeatureStore(path) as store:
+            same = store.manifest.get("weights_digest") == digest
+    except FeatlensError:
+        same = False
+    if not same:
+        path.unlink()

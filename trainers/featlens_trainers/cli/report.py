@@ -1,0 +1,32 @@
+"""Write the report of a study again, also of one that is not finished (it says what is missing).
+
+  featlens report runs/digits
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from featlens.cli.dispatch import add_json
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run", metavar="RUN", help="folder of a study, such as runs/digits")
+    parser.add_argument("-o", "--out", metavar="FILE.html", help="where to write (default: report.html in the folder)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect what is there and render it."""
+    from featlens_trainers.cli.study import show
+    from featlens_trainers.results import collect, write_results
+    from featlens_trainers.study import Study
+    from featlens_trainers.study_report import write_report
+
+    study = Study.open(args.run)
+    results = collect(study.folder, study.config)
+    write_results(study.folder, results)
+    return show(study, write_report(study.folder, study.config, results, args.out), args.json)

@@ -1,0 +1,189 @@
+"""A study: classifier, teacher, controls, students, features, comparisons, probes and a report in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featlens.errors import FeatlensError, UsageError
+from featlens.files import lock, make_folder, write_text
+from featlens_trainers.config import config_difference, from_mapping, to_mapping
+from featlens_trainers.executor import Job, Monitor, Outcome, run_jobs
+from featlens_trainers.presets import StudyConfig
+
+__all__ = ["Study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in its folder.
+
+    Attributes
+    ----------
+    folder
+        Where everything goes, such as ``runs/digits``.
+    config
+        Resolved settings.
+
+    Examples
+    --------
+    Run the study of the paper's question on digits, or continue it::
+
+        from featlens_trainers import Study, resolve_study
+        study = Study.open("runs/digits", resolve_study("digits"))
+        print(study.run())
+    """
+
+    folder: Path
+    config: StudyConfig
+
+    @classmethod
+    def open(cls, folder: os.PathLike[str] | str, config: StudyConfig | None = None) -> Study:
+        """Study in ``folder``: a new one with ``config``, or the one that is there (``config`` None or equal)."""
+        path = Path(folder)
+        there = _read_config(path)
+        if config is None:
+            if there is None:
+                raise UsageError(f"{path} holds no study (no study.toml); run 'featlens study digits -o {path}' first")
+            return cls(path, there)
+        if there is not None and there != config:
+            lines = config_difference(to_mapping(there), to_mapping(config))
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            raise UsageError(
+                f"{path} belongs to a study with another configuration: {lines[0]}{more}; choose another folder with -o, "
+                "or give the same settings to continue it"
+            )
+        return cls(path, config)
+
+    def jobs(self, device: str = "cpu") -> list[Job]:
+        """Everything there is to do, in a good order."""
+        from featlens_trainers import analysis, tasks
+
+        where = (self.folder, self.config, device)
+        config = self.config
+        out = [
+            Job("classifier", tasks.run_classifier, where),
+            Job("teacher", tasks.run_teacher, where, ("classifier",)),
+        ]
+        if "single_sigma" in config.inits:
+            out.append(Job("single_sigma", tasks.run_single_sigma, where, ("classifier",)))
+        if "map_regressed" in config.inits:
+            out.append(Job("map_regressed", tasks.run_map_regressed, where, ("teacher",)))
+        out.append(Job("analyse teacher", analysis.run_analysis, (*where, "teacher"), ("teacher",)))
+        for spec in self.students():
+            control = (spec.init,) if spec.init in ("single_sigma", "map_regressed") else ()
+            free = spec.init == "random" and spec.ratio == "random"
+            needs = ("classifier",) if free else ("teacher", *control)
+            out.append(Job(spec.name, tasks.run_student, (*where, spec), needs))
+        out += [
+            Job(f"analyse {spec.name}", analysis.run_analysis, (*where, spec.name), (spec.name, "analyse teacher"))
+            for spec in self.students()
+        ]
+        return out
+
+    def students(self) -> list[Any]:
+        """Specifications of all students, seed by seed."""
+        from featlens_trainers.tasks import StudentSpec
+
+        config = self.config
+        return [
+            StudentSpec(init, ratio, divergence, seed)
+            for seed in config.seeds
+            for divergence in config.divergences
+            for ratio in config.ratio_inits
+            for init in config.inits
+        ]
+
+    def run(
+        self,
+        jobs: int = 1,
+        device: str = "cpu",
+        monitor: Callable[[int], Any] | None = None,
+    ) -> Path:
+        """Do all that is not done yet and write ``results.json``, ``results.nc``, pictures and ``report.html``.
+
+        Parameters
+        ----------
+        jobs
+            Processes at once, each of one thread; 0 runs everything in this process.
+        device
+            Where to run, such as ``"cuda"``.
+        monitor
+            Function from the number of jobs to a context manager that yields a :class:`Monitor`; progress lines on
+            stderr by default.
+
+        Returns
+        -------
+        pathlib.Path
+            The report.
+
+        Raises
+        ------
+        FeatlensError
+            If a job failed; the others were run all the same, and the report covers what is there.
+        """
+        from featlens_trainers.monitor import progress_monitor
+        from featlens_trainers.results import collect, write_results
+        from featlens_trainers.study_report import write_report
+
+        make_folder(self.folder)
+        with lock(self.folder / ".lock", f"the study in {self.folder}"):
+            if not (self.folder / "study.toml").exists():
+                write_text(self.folder / "study.toml", to_toml(self.config))
+            start = time.monotonic()
+            todo = self.jobs(device)
+            with (monitor or progress_monitor)(len(todo)) as heard:
+                outcomes = run_jobs(todo, jobs, _checked_monitor(heard))
+            self._note_session(time.monotonic() - start, jobs, device)
+            failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
+            if (self.folder / "teacher" / "snapshots").exists() or not failed:
+                results = collect(self.folder, self.config, {n: o.message for n, o in failed.items()})
+                write_results(self.folder, results)
+                report = write_report(self.folder, self.config, results)
+        if failed:
+            raise FeatlensError(_failure_line(failed))
+        return report
+
+    def _note_session(self, seconds: float, jobs: int, device: str) -> None:
+        path = self.folder / "sessions.json"
+        try:
+            sessions = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            sessions = []
+        sessions.append({"seconds": round(seconds, 1), "jobs": jobs, "device": device, "cores": os.cpu_count()})
+        write_text(path, json.dumps(sessions) + "\n")
+
+
+def _checked_monitor(heard: Any) -> Monitor:
+    monitor: Monitor = heard
+    return monitor
+
+
+def _failure_line(failed: dict[str, Outcome]) -> str:
+    name, outcome = next((n, o) for n, o in failed.items() if o.status == "failed")
+    others = len(failed) - 1
+    more = f" ({others} more did not run or failed)" if others else ""
+    return f"job {name!r} failed{more}: {outcome.message}"
+
+
+def to_toml(config: StudyConfig) -> str:
+    """Settings as a TOML file that `featlens study` takes."""
+    import tomli_w
+
+    return tomli_w.dumps(to_mapping(config))
+
+
+def _read_config(folder: Path) -> StudyConfig | None:
+    from featlens_trainers.presets import read_toml
+
+    path = folder / "study.toml"
+    if not path.exists():
+        if (folder / "run.json").exists():
+            raise UsageError(f"{folder} holds a single run, not a study; choose another folder with -o")
+        return None
+    return from_mapping(StudyConfig, read_toml(path))

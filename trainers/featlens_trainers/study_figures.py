@@ -1,0 +1,221 @@
+"""Plotly figures of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from featlens_trainers.presets import INITIALISATIONS
+
+__all__ = ["cka_by_sigma", "curves", "final_distances", "probe_by_sigma"]
+
+# Okabe and Ito's palette, readable in light and dark and with colour blindness.
+COLOURS = dict(zip(INITIALISATIONS, ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#8a8f96"), strict=True))
+DASHES = {"random": "solid", "teacher": "dot"}
+SYMBOLS = {"reverse_kl": "circle", "js": "diamond"}
+
+FINAL_CAPTION = (
+    "Frechet distance of final images to held-out ones (classifier features, log scale, smaller is better). One mark a "
+    "student; filled: ratio network from random weights, hollow: from the teacher's encoder."
+)
+TABLE_CAPTION = (
+    "Mean over seeds, and the range where there are several. Share of advantage: how much of the log distance between random "
+    "and teacher start is recovered (0 like random, 1 like teacher)."
+)
+CURVE_CAPTION = (
+    "Frechet distance to held-out images against images seen (log scale). Line: geometric mean over seeds; band: their "
+    "range. Dotted: ratio network from the teacher. Horizontal lines: training images, and the teacher with Heun steps."
+)
+CKA_CAPTION = (
+    "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by noise level; band: range "
+    "over seeds. Dashed: the largest 95 % null level of any such cell."
+)
+PROBE_CAPTION = (
+    "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest 95 % chance level."
+)
+
+
+def _groups(results: Mapping[str, Any]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """Finished students by (init, ratio, divergence)."""
+    out: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for student in results["students"]:
+        if student["status"] == "done" and student["curve"]:
+            out.setdefault((student["init"], student["ratio"], student["divergence"]), []).append(student)
+    return out
+
+
+def _label(key: tuple[str, str, str], results: Mapping[str, Any]) -> str:
+    init, ratio, divergence = key
+    parts = [init]
+    if len({student["ratio"] for student in results["students"]}) > 1:
+        parts.append(f"ratio net {ratio}")
+    if len({student["divergence"] for student in results["students"]}) > 1:
+        parts.append(divergence)
+    return ", ".join(parts)
+
+
+def _scale_lines(results: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
+    quality = results["runs"].get("teacher", {}).get("quality", {})
+    out = []
+    for key, label in (("training_images", "training images"), ("heun", "teacher, Heun steps")):
+        value = quality.get(key, {}).get(measure)
+        if value is not None and (measure == "kid" or value > 0):
+            out.append({"value": value, "label": label})
+    return out
+
+
+def _bands(results: Mapping[str, Any], points: Mapping[tuple[str, str, str], tuple[Any, Any]], log: bool) -> list[Any]:
+    """Line and band of (x, values of shape (seeds, x)) for each group."""
+    import plotly.graph_objects as go
+
+    traces = []
+    for key, (x, values) in points.items():
+        colour, name = COLOURS[key[0]], _label(key, results)
+        middle = np.exp(np.log(np.maximum(values, 1e-9)).mean(axis=0)) if log else values.mean(axis=0)
+        if len(values) > 1:
+            around = np.concatenate([values.max(axis=0), values.min(axis=0)[::-1]])
+            traces.append(
+                go.Scatter(
+                    x=[*x, *x[::-1]], y=around, fill="toself", fillcolor=colour, opacity=0.16, line={"width": 0},
+                    hoverinfo="skip", showlegend=False, legendgroup=name,
+                )
+            )  # fmt: skip
+        traces.append(
+            go.Scatter(
+                x=x, y=middle, name=name, legendgroup=name, mode="lines+markers",
+                line={"color": colour, "dash": DASHES[key[1]], "width": 2.2},
+                marker={"symbol": SYMBOLS.get(key[2], "square"), "size": 7},
+            )
+        )  # fmt: skip
+    return traces
+
+
+LEGEND = {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0}
+
+
+def curves(results: Mapping[str, Any], measure: str) -> Any:
+    """``frechet`` or ``kid`` against images seen, a line for each group."""
+    import plotly.graph_objects as go
+
+    points = {}
+    for key, students in _groups(results).items():
+        common = set.intersection(*({point["images"] for point in student["curve"]} for student in students))
+        x = sorted(common)
+        values = [[{p["images"]: p[measure] for p in student["curve"]}[images] for images in x] for student in students]
+        points[key] = (x, np.array(values))
+    chart = go.Figure(_bands(results, points, log=measure == "frechet"))
+    for line in _scale_lines(results, measure):
+        chart.add_hline(
+            y=line["value"], line={"dash": "dash", "width": 1, "color": "#8a8f96"},
+            annotation={"text": line["label"], "font": {"size": 11}, "xanchor": "right"},
+        )  # fmt: skip
+    axis: dict[str, Any] = {"title": {"text": "Frechet distance" if measure == "frechet" else "KID"}}
+    if measure == "frechet":
+        axis |= {"type": "log", "dtick": 1}
+    chart.update_layout(xaxis={"title": {"text": "images seen by the student"}, "rangemode": "tozero"}, yaxis=axis, legend=LEGEND)
+    return chart
+
+
+def final_distances(results: Mapping[str, Any]) -> Any:
+    """One mark a student: final Frechet distance by initialisation."""
+    import plotly.graph_objects as go
+
+    traces, named = [], set()
+    for (init, ratio, divergence), students in _groups(results).items():
+        several = _label(("", ratio, divergence), results).strip(", ") or "students"
+        traces.append(
+            go.Scatter(
+                x=[student["curve"][-1]["frechet"] for student in students],
+                y=[init] * len(students),
+                mode="markers",
+                name=several,
+                legendgroup=several,
+                showlegend=several not in named and several != "students",
+                text=[f"seed {student['seed']}" for student in students],
+                hovertemplate="%{y}, %{text}<br>Frechet %{x:.4f}<extra></extra>",
+                marker={
+                    "symbol": SYMBOLS.get(divergence, "square") + ("" if ratio == "random" else "-open"),
+                    "size": 13,
+                    "color": COLOURS[init],
+                    "line": {"width": 2, "color": COLOURS[init]},
+                },
+            )
+        )
+        named.add(several)
+    chart = go.Figure(traces)
+    for line in _scale_lines(results, "frechet"):
+        chart.add_vline(
+            x=line["value"], line={"dash": "dash", "width": 1, "color": "#8a8f96"},
+            annotation={"text": line["label"], "font": {"size": 11}, "textangle": -90, "yanchor": "top", "xanchor": "left"},
+        )  # fmt: skip
+    present = [init for init in reversed(INITIALISATIONS) if any(key[0] == init for key in _groups(results))]
+    chart.update_layout(
+        xaxis={"type": "log", "title": {"text": "Frechet distance to held-out images"}},
+        yaxis={"categoryorder": "array", "categoryarray": present, "automargin": True},
+        legend=LEGEND,
+    )
+    return chart
+
+
+def cka_by_sigma(results: Mapping[str, Any]) -> Any:
+    """Mean same-site CKA with the teacher against sigma."""
+    import plotly.graph_objects as go
+
+    points, nulls = {}, []
+    for key, students in _groups(results).items():
+        entries = [results["features"].get(student["name"], {}).get("cka") for student in students]
+        found = [entry for entry in entries if entry]
+        if found:
+            values = [np.nanmean(np.array(list(entry["same_site"].values()), dtype=float), axis=0) for entry in found]
+            points[key] = (found[0]["sigmas"], np.array(values))
+            nulls += [np.nanmax(np.diagonal(np.array(entry["null_high"], dtype=float), axis1=1, axis2=2)) for entry in found]
+    chart = go.Figure(_bands(results, points, log=False))
+    if nulls and np.isfinite(max(nulls)):
+        chart.add_hline(y=float(max(nulls)), line={"dash": "dash", "width": 1, "color": "#8a8f96"})
+    chart.update_layout(
+        xaxis={"type": "log", "title": {"text": "sigma"}}, yaxis={"title": {"text": "mean CKA, same site"}, "range": [-0.02, 1.02]},
+        legend=LEGEND,
+    )  # fmt: skip
+    return chart
+
+
+def probe_by_sigma(results: Mapping[str, Any]) -> Any:
+    """Accuracy at the site chosen on validation rows against sigma, teacher and students."""
+    import plotly.graph_objects as go
+
+    points: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+    chances: list[float] = []
+    for key, students in _groups(results).items():
+        found = [results["features"].get(student["name"], {}).get("probe") for student in students]
+        rows = [_best_by_sigma(probe["cells"]) for probe in found if probe]
+        if rows:
+            points[key] = (list(rows[0]), np.array([list(row.values()) for row in rows]))
+    traces = _bands(results, points, log=False)
+    teacher = results["features"].get("teacher", {}).get("probe")
+    if teacher:
+        best = _best_by_sigma(teacher["cells"])
+        traces.append(
+            go.Scatter(
+                x=list(best), y=list(best.values()), name="the teacher itself", mode="lines+markers",
+                line={"dash": "dash", "width": 2, "color": "#56B4E9"},
+            )
+        )  # fmt: skip
+        chances = [cell["chance_high"] for cell in teacher["cells"] if cell["chance_high"] is not None]
+    chart = go.Figure(traces)
+    if chances:
+        chart.add_hline(y=max(chances), line={"dash": "dash", "width": 1, "color": "#8a8f96"})
+    chart.update_layout(
+        xaxis={"type": "log", "title": {"text": "sigma"}}, yaxis={"title": {"text": "probe accuracy"}, "range": [0, 1.02]},
+        legend=LEGEND,
+    )  # fmt: skip
+    return chart
+
+
+def _best_by_sigma(cells: list[Mapping[str, Any]]) -> dict[float, float]:
+    out: dict[float, float] = {}
+    for sigma in dict.fromkeys(cell["sigma"] for cell in cells):
+        here = [cell for cell in cells if cell["sigma"] == sigma]
+        out[sigma] = max(here, key=lambda cell: cell["validation"] if cell["validation"] is not None else -1.0)["accuracy"]
+    return out

@@ -1,0 +1,69 @@
+"""Sentences of the report: the question, what came out, and how much weight it can bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from featlens_trainers.presets import StudyConfig
+
+__all__ = ["KEEPS", "question", "short_name", "what_came_out"]
+
+KEEPS = {
+    "teacher": ("map, features, parameter prior", "nothing"),
+    "features_only": ("the body's weights", "the map: input and output convolution and noise embedding are drawn anew"),
+    "single_sigma": ("a map at sigma_init (own training, same images seen)", "features across noise levels"),
+    "map_regressed": ("the teacher's one-step map", "the teacher's features and weights"),
+    "prior_only": ("each tensor's values, in permuted order", "features and map"),
+    "random": ("nothing", "everything"),
+}
+"""What each initialisation keeps and removes."""
+
+
+def question(config: StudyConfig) -> str:
+    """The lead of the report."""
+    return (
+        f"One-step students on {config.data}, distilled without the teacher's score. They differ in where their weights "
+        "start; what each start keeps of the teacher tells map, features and parameter prior apart."
+    )
+
+
+def short_name(student: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Name with only those factors that vary in the study."""
+    out = [str(student["init"])]
+    for key, label in (("ratio", "ratio net {}"), ("divergence", "{}"), ("seed", "seed {}")):
+        if len({entry[key] for entry in results["students"]}) > 1:
+            out.append(label.format(student[key]))
+    return ", ".join(out)
+
+
+def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
+    """Plain statements of the outcome and of its limits; no verdict is drawn from one seed."""
+    out = []
+    for ratio in config.ratio_inits:
+        for divergence in config.divergences:
+            rows = [row for row in results["summary"] if row["ratio"] == ratio and row["divergence"] == divergence]
+            if rows:
+                out.append(_order(rows, ratio, divergence))
+    seeds = len(config.seeds)
+    if seeds == 1:
+        out.append(
+            "One seed: differences between students include chance of unknown size, so this page supports no verdict. "
+            "Run with --full, or with --seeds 0,1,2, to see the spread."
+        )
+    else:
+        out.append(f"{seeds} seeds: ranges are smallest and largest value over seeds, not confidence intervals.")
+    if config.ratio_inits == ("random",):
+        out.append(
+            "The ratio network always starts from random weights here, so that no teacher feature can enter through it and "
+            "the student's own start is the only difference."
+        )
+    return out
+
+
+def _order(rows: list[Mapping[str, Any]], ratio: str, divergence: str) -> str:
+    ranked = sorted(rows, key=lambda row: float(np.mean(row["frechet"])))
+    said = ", ".join(f"{row['init']} {np.mean(row['frechet']):.3f}" for row in ranked)
+    return f"Final Frechet distance, smaller is better ({divergence}, ratio network from {ratio}): {said}."

@@ -1,0 +1,176 @@
+"""The state of a training loop, and what its generators yield."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from featlens.errors import FeatlensError
+from featlens.seeds import derive
+from featlens_trainers.ema import ema_decay, ema_update
+
+__all__ = ["Batches", "Step", "Training", "TrainingError", "stream"]
+
+
+class TrainingError(FeatlensError):
+    """Training cannot go on: a loss or a weight is not finite."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update did: images seen after it, and its scalars by name."""
+
+    images: int
+    metrics: Mapping[str, float]
+
+
+def stream(seed: int, *names: int | float | str) -> torch.Generator:
+    """CPU generator whose numbers depend on (seed, names) alone.
+
+    Loops make one for every step, so a resumed run draws what the uninterrupted one would have drawn.
+    """
+    return torch.Generator().manual_seed(derive(seed, *names))
+
+
+@dataclass
+class Training:
+    """All that a loop changes: save it, load it, and the loop goes on as if nothing had happened.
+
+    Attributes
+    ----------
+    networks
+        Live and averaged networks by name, such as ``{"net": ..., "ema": ...}``.
+    optimizers
+        By name; parameters are stored under the names that ``networks`` gives them.
+    images
+        Images seen so far.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    images: int = 0
+    last_batch: int = field(default=1, init=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under a stable name."""
+        out: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            out |= {f"net/{name}/{key}": value for key, value in network.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for parameter, key in self._parameter_names(optimizer):
+                for entry, value in optimizer.state.get(parameter, {}).items():
+                    out[f"opt/{name}/{key}/{entry}"] = torch.as_tensor(value)
+        return out
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], images: int) -> None:
+        """Take over a state that :meth:`tensors` gave; names and shapes must agree."""
+        for name, network in self.networks.items():
+            prefix = f"net/{name}/"
+            network.load_state_dict(
+                {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+            )
+        for name, optimizer in self.optimizers.items():
+            for parameter, key in self._parameter_names(optimizer):
+                prefix = f"opt/{name}/{key}/"
+                entries = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                optimizer.state[parameter] = {
+                    entry: value.clone() if entry == "step" else value.to(parameter.device, copy=True)
+                    for entry, value in entries.items()
+                }
+        self.images = images
+
+    def _parameter_names(self, optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, str]]:
+        known = {
+            id(parameter): f"{name}/{key}"
+            for name, network in self.networks.items()
+            for key, parameter in network.named_parameters()
+        }
+        return [(p, known[id(p)]) for group in optimizer.param_groups for p in group["params"]]
+
+    def count(self, batch: int) -> None:
+        """Count the images of one step."""
+        self.images += batch
+        self.last_batch = batch
+
+    def advance(self, batch: int, half_life: float, ramp: float, pairs: Mapping[str, str]) -> None:
+        """Count ``batch`` images and move each average (``{"ema": "net"}``) towards its network."""
+        self.count(batch)
+        decay = ema_decay(self.images, batch, half_life, ramp)
+        for average, live in pairs.items():
+            ema_update(self.networks[average], self.networks[live], decay)
+
+
+class Batches:
+    """Endless batches of row numbers; every image once per epoch; a pure function of the images seen.
+
+    Parameters
+    ----------
+    rows
+        Number of images.
+    batch
+        Rows a batch.
+    seed
+        Seed of the shuffles.
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def __call__(self, images: int) -> Tensor:
+        """Row numbers (batch,) int64 of the batch that starts after ``images`` images."""
+        where = torch.arange(images, images + self.batch)
+        epochs = where // self.rows
+        wanted = epochs.unique().tolist()
+        self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch in wanted}
+        for epoch in wanted:
+            if epoch not in self._epochs:
+                self._epochs[epoch] = torch.randperm(self.rows, generator=stream(self.seed, "epoch", epoch))
+        return torch.cat([self._epochs[epoch][where[epochs == epoch] % self.rows] for epoch in wanted])
+
+
+def lognormal_sigma(batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """(batch,) noise levels with ln sigma ~ N(mean, std^2), stratified: one draw from each of ``batch`` quantiles."""
+    quantile = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
+    normal = torch.special.ndtri(quantile.clamp(1e-7, 1 - 1e-7))
+    order = torch.randperm(batch, generator=generator)
+    return (mean + std * normal[order]).exp().float()
+
+
+def learning_rate(images: int, lr: float, ramp_images: int, total: int | None = None) -> float:
+    """Linear rise over ``ramp_images``, then constant, or a half cosine to zero at ``total`` images.
+
+    >>> learning_rate(50, 1.0, 100), learning_rate(200, 1.0, 100), round(learning_rate(550, 1.0, 100, 1000), 6)
+    (0.5, 1.0, 0.5)
+    """
+    if images < ramp_images:
+        return lr * images / ramp_images
+    if total is None or total <= ramp_images:
+        return lr
+    progress = min(1.0, (images - ramp_images) / (total - ramp_images))
+    return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def finite(value: Tensor, what: str, images: int, advice: str = "lower the learning rate") -> float:
+    """``value`` as a float, or a :class:`TrainingError` that says where training broke."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise TrainingError(f"{what} became {number} after {images:,} images; {advice}; the last saved state is kept")
+    return number
+
+
+def optimise(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One optimiser step on ``loss``."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
