@@ -24,8 +24,8 @@ def start_distillation(student: EDMDenoiser, ratio: RatioNetwork, config: Distil
     return Training(
         {"net": student, "ema": ema_copy(student), "ratio": ratio},
         {
-            "net": torch.optim.Adam(student.parameters(), lr=config.lr, betas=betas),
-            "ratio": torch.optim.Adam(ratio.parameters(), lr=config.ratio_lr, betas=betas),
+            "net": torch.optim.Adam(student.parameters(), lr=config.lr, betas=betas, fused=True),
+            "ratio": torch.optim.Adam(ratio.parameters(), lr=config.ratio_lr, betas=betas, fused=True),
         },
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,27 @@ class Study:
         if failed:
             raise FeatlensError(_failure_line(failed))
         return report
+
+    def run_only(
+        self, names: Sequence[str], jobs: int = 1, device: str = "cpu", monitor: Callable[[int], Any] | None = None
+    ) -> None:
+        """Do the named jobs and what they need; no report is written."""
+        from featlens_trainers.monitor import progress_monitor
+
+        known = {job.name: job for job in self.jobs(device)}
+        wanted: set[str] = set()
+        stack = list(names)
+        while stack:
+            job = known[stack.pop()]
+            wanted.add(job.name)
+            stack += [need for need in job.needs if need not in wanted]
+        todo = [job for job in known.values() if job.name in wanted]
+        make_folder(self.folder)
+        with lock(self.folder / ".lock", f"the study in {self.folder}"), (monitor or progress_monitor)(len(todo)) as heard:
+            outcomes = run_jobs(todo, jobs, _checked_monitor(heard))
+        failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
+        if failed:
+            raise FeatlensError(_failure_line(failed))
 
     def _note_session(self, seconds: float, jobs: int, device: str) -> None:
         path = self.folder / "sessions.json"

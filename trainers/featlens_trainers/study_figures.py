@@ -12,7 +12,9 @@ from featlens_trainers.presets import INITIALISATIONS
 __all__ = ["cka_by_sigma", "curves", "final_distances", "probe_by_sigma"]
 
 # Okabe and Ito's palette, readable in light and dark and with colour blindness.
-COLOURS = dict(zip(INITIALISATIONS, ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#8a8f96"), strict=True))
+COLOURS = dict(
+    zip(INITIALISATIONS, ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#8a8f96"), strict=True)
+)
 DASHES = {"random": "solid", "teacher": "dot"}
 SYMBOLS = {"reverse_kl": "circle", "js": "diamond"}
 
@@ -32,9 +34,7 @@ CKA_CAPTION = (
     "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by noise level; band: range "
     "over seeds. Dashed: the largest 95 % null level of any such cell."
 )
-PROBE_CAPTION = (
-    "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest 95 % chance level."
-)
+PROBE_CAPTION = "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest 95 % chance level."
 
 
 def _groups(results: Mapping[str, Any]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
@@ -66,7 +66,9 @@ def _scale_lines(results: Mapping[str, Any], measure: str) -> list[dict[str, Any
     return out
 
 
-def _bands(results: Mapping[str, Any], points: Mapping[tuple[str, str, str], tuple[Any, Any]], log: bool) -> list[Any]:
+def _bands(
+    results: Mapping[str, Any], points: Mapping[tuple[str, str, str], tuple[Any, Any]], log: bool
+) -> list[Any]:
     """Line and band of (x, values of shape (seeds, x)) for each group."""
     import plotly.graph_objects as go
 
@@ -103,7 +105,10 @@ def curves(results: Mapping[str, Any], measure: str) -> Any:
     for key, students in _groups(results).items():
         common = set.intersection(*({point["images"] for point in student["curve"]} for student in students))
         x = sorted(common)
-        values = [[{p["images"]: p[measure] for p in student["curve"]}[images] for images in x] for student in students]
+        values = [
+            [{p["images"]: p[measure] for p in student["curve"]}[images] for images in x]
+            for student in students
+        ]
         points[key] = (x, np.array(values))
     chart = go.Figure(_bands(results, points, log=measure == "frechet"))
     for line in _scale_lines(results, measure):
@@ -114,7 +119,11 @@ def curves(results: Mapping[str, Any], measure: str) -> Any:
     axis: dict[str, Any] = {"title": {"text": "Frechet distance" if measure == "frechet" else "KID"}}
     if measure == "frechet":
         axis |= {"type": "log", "dtick": 1}
-    chart.update_layout(xaxis={"title": {"text": "images seen by the student"}, "rangemode": "tozero"}, yaxis=axis, legend=LEGEND)
+    chart.update_layout(
+        xaxis={"title": {"text": "images seen by the student"}, "rangemode": "tozero"},
+        yaxis=axis,
+        legend=LEGEND,
+    )
     return chart
 
 
@@ -168,9 +177,15 @@ def cka_by_sigma(results: Mapping[str, Any]) -> Any:
         entries = [results["features"].get(student["name"], {}).get("cka") for student in students]
         found = [entry for entry in entries if entry]
         if found:
-            values = [np.nanmean(np.array(list(entry["same_site"].values()), dtype=float), axis=0) for entry in found]
+            values = [
+                np.nanmean(np.array(list(entry["same_site"].values()), dtype=float), axis=0)
+                for entry in found
+            ]
             points[key] = (found[0]["sigmas"], np.array(values))
-            nulls += [np.nanmax(np.diagonal(np.array(entry["null_high"], dtype=float), axis1=1, axis2=2)) for entry in found]
+            nulls += [
+                np.nanmax(np.diagonal(np.array(entry["null_high"], dtype=float), axis1=1, axis2=2))
+                for entry in found
+            ]
     chart = go.Figure(_bands(results, points, log=False))
     if nulls and np.isfinite(max(nulls)):
         chart.add_hline(y=float(max(nulls)), line={"dash": "dash", "width": 1, "color": "#8a8f96"})
@@ -217,5 +232,7 @@ def _best_by_sigma(cells: list[Mapping[str, Any]]) -> dict[float, float]:
     out: dict[float, float] = {}
     for sigma in dict.fromkeys(cell["sigma"] for cell in cells):
         here = [cell for cell in cells if cell["sigma"] == sigma]
-        out[sigma] = max(here, key=lambda cell: cell["validation"] if cell["validation"] is not None else -1.0)["accuracy"]
+        out[sigma] = max(
+            here, key=lambda cell: cell["validation"] if cell["validation"] is not None else -1.0
+        )["accuracy"]
     return out

@@ -19,7 +19,7 @@ from featlens_trainers import study_figures as figures
 from featlens_trainers.presets import StudyConfig
 from featlens_trainers.study_text import KEEPS, question, short_name, what_came_out
 
-__all__ = ["result_lines", "write_report"]
+__all__ = ["grid", "result_lines", "write_report"]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -32,7 +32,11 @@ def _spread(values: Sequence[float | None], digits: int = 3) -> str:
     if not known:
         return "-"
     mean = _number(sum(known) / len(known), digits)
-    return mean if len(known) == 1 else f"{mean} ({_number(min(known), digits)} to {_number(max(known), digits)})"
+    return (
+        mean
+        if len(known) == 1
+        else f"{mean} ({_number(min(known), digits)} to {_number(max(known), digits)})"
+    )
 
 
 def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -55,14 +59,26 @@ def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-HEADERS = ["initialisation", "ratio net", "divergence", "seeds", "Frechet", "KID", "Frechet, curve", "share of advantage"]
+HEADERS = [
+    "initialisation",
+    "ratio net",
+    "divergence",
+    "seeds",
+    "Frechet",
+    "KID",
+    "Frechet, curve",
+    "share of advantage",
+]
 
 
 def result_lines(results: Mapping[str, Any]) -> list[str]:
     """The table that the command prints."""
     rows = [HEADERS, *summary_rows(results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADERS))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     teacher = results["runs"].get("teacher", {}).get("quality")
     if teacher:
         lines.append(
@@ -94,7 +110,11 @@ def _outcome(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> Non
     missing = [student["name"] for student in results["students"] if student["status"] != "done"]
     parts = [note(sentence, "plain") for sentence in what_came_out(config, results)]
     if missing:
-        parts.append(note(f"Not finished, so not shown: {', '.join(missing)}. Run the study again to finish.", "warning"))
+        parts.append(
+            note(
+                f"Not finished, so not shown: {', '.join(missing)}. Run the study again to finish.", "warning"
+            )
+        )
     for name, message in results["failed"].items():
         parts.append(note(f"{name}: {message}", "warning"))
     if results["summary"]:
@@ -107,10 +127,16 @@ def _outcome(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> Non
         page.section(
             "Distance against images seen",
             figure(figures.curves(results, "frechet"), figures.CURVE_CAPTION, height=480),
-            figure(figures.curves(results, "kid"), "KID to held-out images against images seen; zero or below means no difference was found.", height=400),
+            figure(
+                figures.curves(results, "kid"),
+                "KID to held-out images against images seen; zero or below means no difference was found.",
+                height=400,
+            ),
         )
     rows = [[init, KEEPS[init][0], KEEPS[init][1]] for init in config.inits]
-    page.section("What each initialisation keeps", table(["initialisation", "keeps of the teacher", "removes"], rows))
+    page.section(
+        "What each initialisation keeps", table(["initialisation", "keeps of the teacher", "removes"], rows)
+    )
 
 
 def _samples(page: Page, folder: Path, config: StudyConfig, results: Mapping[str, Any]) -> None:
@@ -118,12 +144,14 @@ def _samples(page: Page, folder: Path, config: StudyConfig, results: Mapping[str
     found = [picture for picture in pictures if picture is not None]
     page.section(
         "Samples",
-        note("All students of all initialisations draw from the same latents: the same place in two grids is the same noise."),
+        note(
+            "All students of all initialisations draw from the same latents: the same place in two grids is the same noise."
+        ),
         Markup('<div class="gallery">{}</div>').format(Markup("").join(found)),
     )
 
 
-def _grid(images: Any) -> Any:
+def grid(images: Any) -> Any:
     """(N, C, H, W) in [-1, 1] -> one picture with a pixel between images."""
     side = max(int(math.isqrt(len(images))), 1)
     count, channels, height, width = images.shape
@@ -135,7 +163,7 @@ def _grid(images: Any) -> Any:
 
 
 def _picture(folder: Path, name: str, images: Any, caption: str, detail: str) -> Markup:
-    canvas = _grid(np.asarray(images))
+    canvas = grid(np.asarray(images))
     write_bytes(make_folder(folder / "samples") / f"{name}.png", png(canvas))
     return image(canvas, caption, detail)
 
@@ -144,7 +172,13 @@ def _real_picture(folder: Path, config: StudyConfig) -> Markup:
     from featlens import SampleSet
 
     held = SampleSet.load(config.data, split="held-out", seed=config.seed)
-    return _picture(folder, "held-out", held.images[: config.evaluation.grid**2], "held-out images", "real, never trained on")
+    return _picture(
+        folder,
+        "held-out",
+        held.images[: config.evaluation.grid**2],
+        "held-out images",
+        "real, never trained on",
+    )
 
 
 def _model_pictures(folder: Path, config: StudyConfig, results: Mapping[str, Any]) -> list[Markup | None]:
@@ -217,7 +251,13 @@ def _probes(page: Page, results: Mapping[str, Any]) -> None:
             "permuted labels and shown on hover."
         ),
         figure(figures.probe_by_sigma(results), figures.PROBE_CAPTION, height=420),
-        explorer(panels, ["network"], "Test accuracy of the probe at every site and noise level.", ("sigma", "site"), "accuracy"),
+        explorer(
+            panels,
+            ["network"],
+            "Test accuracy of the probe at every site and noise level.",
+            ("sigma", "site"),
+            "accuracy",
+        ),
     )
 
 
@@ -253,14 +293,25 @@ def _record(page: Page, folder: Path, config: StudyConfig, results: Mapping[str,
     ]
     sessions = results["sessions"]
     spent = sum(session["seconds"] for session in sessions)
-    said = "; ".join(f"{s['seconds']:.0f} s with {s['jobs']} jobs on {s['device']} ({s['cores']} cores)" for s in sessions)
+    said = "; ".join(
+        f"{s['seconds']:.0f} s with {s['jobs']} jobs on {s['device']} ({s['cores']} cores)" for s in sessions
+    )
     accuracy = results["runs"].get("classifier", {}).get("held_out_accuracy")
     page.section(
         "What was run",
-        note(f"Wall time {spent:.0f} s in {len(sessions)} session(s): {said}.", "plain") if sessions else note("", "plain"),
-        note(f"The quality classifier names {100 * accuracy:.1f} % of held-out digits right.", "plain") if accuracy else note("", "plain"),
+        note(f"Wall time {spent:.0f} s in {len(sessions)} session(s): {said}.", "plain")
+        if sessions
+        else note("", "plain"),
+        note(f"The quality classifier names {100 * accuracy:.1f} % of held-out digits right.", "plain")
+        if accuracy
+        else note("", "plain"),
         table(["package", "version"], list(results["versions"].items())),
         table(["run", "status", "seconds", "weights digest"], runs),
-        note("Configuration (study.toml); the same command with the same settings continues or reproduces this study:", "plain"),
-        Markup("<pre>{}</pre>").format(f"featlens study {folder / 'study.toml'} -o NEW_FOLDER\n\n{to_toml(config)}"),
+        note(
+            "Configuration (study.toml); the same command with the same settings continues or reproduces this study:",
+            "plain",
+        ),
+        Markup("<pre>{}</pre>").format(
+            f"featlens study {folder / 'study.toml'} -o NEW_FOLDER\n\n{to_toml(config)}"
+        ),
     )

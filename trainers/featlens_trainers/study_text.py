@@ -13,7 +13,10 @@ __all__ = ["KEEPS", "question", "short_name", "what_came_out"]
 
 KEEPS = {
     "teacher": ("map, features, parameter prior", "nothing"),
-    "features_only": ("the body's weights", "the map: input and output convolution and noise embedding are drawn anew"),
+    "features_only": (
+        "the body's weights",
+        "the map: input and output convolution and noise embedding are drawn anew",
+    ),
     "single_sigma": ("a map at sigma_init (own training, same images seen)", "features across noise levels"),
     "map_regressed": ("the teacher's one-step map", "the teacher's features and weights"),
     "prior_only": ("each tensor's values, in permuted order", "features and map"),
@@ -44,7 +47,9 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
     out = []
     for ratio in config.ratio_inits:
         for divergence in config.divergences:
-            rows = [row for row in results["summary"] if row["ratio"] == ratio and row["divergence"] == divergence]
+            rows = [
+                row for row in results["summary"] if row["ratio"] == ratio and row["divergence"] == divergence
+            ]
             if rows:
                 out.append(_order(rows, ratio, divergence))
     seeds = len(config.seeds)
@@ -54,7 +59,9 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
             "Run with --full, or with --seeds 0,1,2, to see the spread."
         )
     else:
-        out.append(f"{seeds} seeds: ranges are smallest and largest value over seeds, not confidence intervals.")
+        out.append(
+            f"{seeds} seeds: ranges are smallest and largest value over seeds, not confidence intervals."
+        )
     if config.ratio_inits == ("random",):
         out.append(
             "The ratio network always starts from random weights here, so that no teacher feature can enter through it and "

@@ -80,9 +80,13 @@ def _shape(config: StudyConfig) -> tuple[int, ...]:
 # --- classifier -------------------------------------------------------------------------------------------------
 
 
-def _classifier(config: StudyConfig) -> Classifier:
-    with seeded(config.seed, "classifier"):
-        return Classifier(config.network.in_channels, config.network.resolution, 10, config.classifier.features)
+def _classifier_shape(config: StudyConfig) -> dict[str, int]:
+    return {
+        "channels": config.network.in_channels,
+        "resolution": config.network.resolution,
+        "classes": 10,
+        "features": config.classifier.features,
+    }
 
 
 def run_classifier(study: Path, config: StudyConfig, device: str, report: Report | None = None) -> None:
@@ -92,7 +96,8 @@ def run_classifier(study: Path, config: StudyConfig, device: str, report: Report
         if run.done:
             return
         images, labels = _training_images(config, device)
-        classifier = _classifier(config).to(device)
+        with seeded(config.seed, "classifier"):
+            classifier = Classifier(**_classifier_shape(config)).to(device)
         training = start_classifier(classifier)
         run.restore(training)
         steps = train_classifier(training, images, labels, config.classifier, config.seed)
@@ -103,22 +108,28 @@ def run_classifier(study: Path, config: StudyConfig, device: str, report: Report
         held = data_of(config, "held-out")
         with torch.no_grad():
             guess = classifier(torch.from_numpy(held.images).to(device)).argmax(1).cpu().numpy()
-        write_tensors(run.folder / "classifier.safetensors", classifier.state_dict(), {"kind": "classifier"})
+        about = {"kind": "classifier", "data": config.data, "seed": config.seed, **_classifier_shape(config)}
+        write_tensors(run.folder / "classifier.safetensors", classifier.state_dict(), about)
         run.finish(held_out_accuracy=float((guess == held.labels).mean()), digest=weights_digest(classifier))
 
 
-def load_classifier(study: Path, config: StudyConfig, device: str) -> Classifier:
-    """The stored classifier, in evaluation mode."""
+def load_classifier(study: Path, device: str) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier stored in a study's folder, in evaluation mode, and the facts stored with it."""
     path = study / "classifier" / "classifier.safetensors"
-    tensors, _ = read_tensors(path)
-    classifier = _classifier(config)
+    if not path.exists():
+        raise FeatlensError(f"{study} holds no classifier to measure quality with; run 'featlens study' or 'featlens train' there")
+    tensors, about = read_tensors(path)
+    if about.get("kind") != "classifier":
+        raise FeatlensError(f"{path} holds a {about.get('kind')!r}, expected a classifier")
+    with seeded(0):
+        classifier = Classifier(**{key: int(about[key]) for key in ("channels", "resolution", "classes", "features")})
     load_weights(classifier, tensors, path)
-    return classifier.to(device).eval()
+    return classifier.to(device).eval(), about
 
 
-def reference_features(study: Path, config: StudyConfig, device: str, split: str = "held-out") -> NDArray[np.float64]:
-    """Classifier features (N, d) of real images."""
-    return features_of(load_classifier(study, config, device), torch.from_numpy(data_of(config, split).images))
+def reference_features(classifier: Classifier, config: StudyConfig) -> NDArray[np.float64]:
+    """Classifier features (N, d) of the held-out images."""
+    return features_of(classifier, torch.from_numpy(data_of(config, "held-out").images))
 
 
 def evaluation_images(
@@ -219,8 +230,8 @@ def _about(network: EDMDenoiser, device: str) -> dict[str, Any]:
 
 
 def _measured(study: Path, config: StudyConfig, device: str, images: Tensor) -> Quality:
-    classifier = load_classifier(study, config, device)
-    return quality(features_of(classifier, images), reference_features(study, config, device))
+    classifier, _ = load_classifier(study, device)
+    return quality(features_of(classifier, images), reference_features(classifier, config))
 
 
 def _samples_path(run: Run) -> Path:
@@ -297,8 +308,8 @@ class _Evaluation:
 
     def __init__(self, study: Path, config: StudyConfig, device: str, run: Run, generator: OneStepGenerator) -> None:
         self._config, self._device, self._run, self._generator = config, device, run, generator
-        self._classifier = load_classifier(study, config, device)
-        self._reference = reference_features(study, config, device)
+        self._classifier, _ = load_classifier(study, device)
+        self._reference = reference_features(self._classifier, config)
         self.last: Tensor
         self.result: Quality
 

@@ -38,7 +38,7 @@ def edm_loss(denoiser: EDMDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, la
 
 def start_teacher(denoiser: EDMDenoiser) -> Training:
     """Fresh state for :func:`train_teacher` and :func:`regress_map`."""
-    optimizer = torch.optim.Adam(denoiser.parameters(), betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.Adam(denoiser.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
     return Training({"net": denoiser, "ema": ema_copy(denoiser)}, {"net": optimizer})
 
 

@@ -1,6 +1,8 @@
-"""Write the report of a study again, also of one that is not finished (it says what is missing).
+"""Write the report of a study again.
 
-  featlens report runs/digits
+Of a study that is not finished, too: the page says what is missing.
+
+featlens report runs/digits
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", help="folder of a study, such as runs/digits")
-    parser.add_argument("-o", "--out", metavar="FILE.html", help="where to write (default: report.html in the folder)")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE.html", help="where to write (default: report.html in the folder)"
+    )
     add_json(parser)
 
 

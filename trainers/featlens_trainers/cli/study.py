@@ -1,8 +1,8 @@
 """Run a whole study and write its report, or continue one that was interrupted.
 
-STUDY is a preset (digits) or a TOML file of settings. The study trains a classifier (to measure quality), a teacher
-and controls, distils one-step students from every initialisation, captures and compares their features, probes
-them, and ends with the path of report.html. Students run in parallel processes of one thread.
+STUDY is a preset (digits) or a TOML file of settings. The study trains a classifier (to measure quality), a
+teacher and controls, distils one-step students from every initialisation, captures and compares their features,
+probes them, and ends with the path of report.html. Students run in parallel processes of one thread.
 
   featlens study digits
   featlens study digits --full -o runs/digits-full
@@ -23,18 +23,28 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("study", metavar="PRESET|FILE.toml", help="preset (digits) or file of settings")
-    parser.add_argument("-o", "--out", metavar="FOLDER", help="run folder (default: runs/<name>, or runs/<name>-full)")
     parser.add_argument(
-        "--full", action="store_true", help="all initialisations, both ratio-network initialisations, three seeds"
+        "-o", "--out", metavar="FOLDER", help="run folder (default: runs/<name>, or runs/<name>-full)"
     )
-    parser.add_argument("--jobs", type=int, help="processes at once, of one thread each (default: the core count)")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all initialisations, both ratio-network initialisations, three seeds",
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="processes at once, of one thread each (default: the core count)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--inits", type=number_list(str), help="initialisations, by commas")
-    parser.add_argument("--ratio-inits", type=number_list(str), help="ratio-network initialisations: teacher, random")
+    parser.add_argument(
+        "--ratio-inits", type=number_list(str), help="ratio-network initialisations: teacher, random"
+    )
     parser.add_argument("--divergences", type=number_list(str), help="reverse_kl, js")
     parser.add_argument("--seeds", type=number_list(int), help="seeds of the students, by commas")
     parser.add_argument("--seed", type=int, help="seed of teacher, classifier and evaluation")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the jobs, and leave")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings and the jobs, and leave"
+    )
     add_json(parser)
 
 
