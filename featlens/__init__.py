@@ -1,16 +1,17 @@
-"""featlens: why does initialising a one-step generator from a diffusion teacher work?
+"""Why does initialising a one-step generator from a diffusion teacher work: capture, compare, report.
 
 Names are imported when they are first used, so ``import featlens`` costs nothing and never imports torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from featlens._version import __version__
 
+# Not from typing, whose import takes as long as all else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from featlens import measures, reduce, testing
     from featlens.adapters import load
     from featlens.capture import Capture
@@ -58,6 +59,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name in _HOME:
         return getattr(importlib.import_module(f"featlens.{_HOME[name]}"), name)
     if name in ("measures", "reduce", "testing"):

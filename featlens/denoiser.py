@@ -120,7 +120,8 @@ class EDMDenoiser(nn.Module):
         sigma = sigma.to(x.dtype)
         hot = one_hot(labels, self.num_labels, len(x), x.device)
         raw = self.network(column(self.scaling.c_in(sigma), x) * x, self.scaling.c_noise(sigma), hot)
-        return column(self.scaling.c_skip(sigma), x) * x + column(self.scaling.c_out(sigma), x) * raw
+        out: Tensor = column(self.scaling.c_skip(sigma), x) * x + column(self.scaling.c_out(sigma), x) * raw
+        return out
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -5,8 +5,9 @@ The command line prints the line without a traceback and leaves with ``exit_code
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["FeatlensError", "SiteError", "StoreError", "UsageError", "choices_hint"]
 
@@ -44,6 +45,8 @@ def choices_hint(name: str, choices: Iterable[str], most: int = 8) -> str:
     >>> choices_hint("zzz", ["reverse_kl", "js"])
     'choose from reverse_kl, js'
     """
+    import difflib
+
     known = list(choices)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
     if close:

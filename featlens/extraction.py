@@ -146,7 +146,7 @@ class _Runner:
                 f"extract: the model is conditional ({self.model.num_labels} classes), but "
                 f"{self.samples.name!r} has no labels"
             )
-        highest = int(self.samples.labels[rows].max())
+        highest = int(self.samples.labels.max())
         if highest >= self.model.num_labels:
             raise UsageError(
                 f"extract: the model knows labels 0 to {self.model.num_labels - 1}, "

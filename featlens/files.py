@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,9 @@ def explain_os_error(error: OSError, path: os.PathLike[str] | str | None = None)
     where = str(path if path is not None else error.filename or "output")
     number = error.errno
     if number is None:
-        # HDF5 reports the number inside its message.
-        number = next((n for n in _ADVICE if f"errno = {n}," in str(error)), None)
+        # HDF5 and safetensors report the number inside their message.
+        found = re.search(r"errno = (\d+)|os error (\d+)", str(error))
+        number = int(found[1] or found[2]) if found else None
     advice = _ADVICE.get(number) if number is not None else None
     return FeatlensError(f"{where}: {advice or ' '.join(str(error).split())}")
 

@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["EntryPoint", "entry_points", "load_entry_point"]
 
 
-@dataclass(frozen=True)
 class EntryPoint:
     """One line ``name = module:attribute`` of a group, and the distribution it comes from."""
 
-    name: str
-    value: str
-    distribution: str
+    __slots__ = ("distribution", "name", "value")
+
+    def __init__(self, name: str, value: str, distribution: str) -> None:
+        self.name, self.value, self.distribution = name, value, distribution
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EntryPoint) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return f"EntryPoint({self.name!r}, {self.value!r}, {self.distribution!r})"
 
 
 def entry_points(group: str) -> list[EntryPoint]:
     """Entry points of ``group``, featlens' own first; a name that is taken twice goes to the first."""
+    # Of two versions of a distribution the first on the path is the one that is imported.
+    texts: dict[str, str] = {}
+    for folder in dict.fromkeys(entry or os.curdir for entry in sys.path):
+        for distribution, text in _entry_point_files(folder):
+            texts.setdefault(distribution, text)
+    points = [point for distribution, text in texts.items() for point in _parse(text, group, distribution)]
     found: dict[str, EntryPoint] = {}
-    points = [
-        point
-        for folder in dict.fromkeys(entry or os.curdir for entry in sys.path)
-        for distribution, text in _entry_point_files(folder)
-        for point in _parse(text, group, distribution)
-    ]
     for point in sorted(points, key=lambda point: point.distribution != "featlens"):
         found.setdefault(point.name, point)
     return list(found.values())
 
 
 def _entry_point_files(folder: str) -> list[tuple[str, str]]:
+    """Distributions in a folder with their ``entry_points.txt``, empty where there is none."""
     out = []
     try:
         entries = sorted(
@@ -50,7 +62,7 @@ def _entry_point_files(folder: str) -> list[tuple[str, str]]:
             with open(os.path.join(folder, name, "entry_points.txt"), encoding="utf-8") as file:  # noqa: PTH118
                 text = file.read()
         except (OSError, UnicodeDecodeError):
-            continue
+            text = ""
         out.append((name.rsplit(".", 1)[0].split("-")[0].lower(), text))
     return out
 

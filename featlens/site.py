@@ -31,13 +31,18 @@ def sites(module: nn.Module, patterns: str | Sequence[str] | None = None) -> lis
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
     ['0', '1']
     """
-    kinds = {name: type(child).__name__ for name, child in module.named_modules() if name}
+    kinds = {name: type(child).__name__ for name, child in module.named_modules() if name and _runs(child)}
     wanted = (
         list(kinds)
         if patterns is None
         else match_names(kinds, patterns, f"the network {type(module).__name__}")
     )
     return [Site(name, kinds[name], order) for order, name in enumerate(wanted)]
+
+
+def _runs(module: nn.Module) -> bool:
+    """False for mere containers such as ModuleList, which have no forward pass of their own."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
 
 
 def select(module: nn.Module, patterns: str | Sequence[str]) -> dict[str, nn.Module]:

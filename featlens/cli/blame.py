@@ -24,22 +24,30 @@ def explain_import(error: BaseException, what: str, value: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split(".")[0]
         if package == value.split(":")[0].split(".")[0] or package in OURS:
-            return f"{what} cannot be loaded: no module {error.name!r}; reinstall the distribution that provides it"
+            return (
+                f"{what} cannot be loaded: no module {error.name!r}; "
+                "reinstall the distribution that provides it"
+            )
         install = INSTALL_NAMES.get(package, package)
         extra = _extra_of(install)
         how = f"pip install 'featlens[{extra}]'" if extra else f"pip install {install}"
-        return f"{what} needs the package {install!r}, which is not installed: {how} (the other commands are not affected)"
+        return (
+            f"{what} needs the package {install!r}, which is not installed: {how} "
+            "(the other commands are not affected)"
+        )
     text = " ".join(str(error).split())
     where = _last_file(error)
-    return f"{what} cannot be loaded: {type(error).__name__}: {text[:200]}{where}; run with --debug for the traceback"
+    return (
+        f"{what} cannot be loaded: {type(error).__name__}: {text[:200]}{where}; "
+        "run with --debug for the traceback"
+    )
 
 
 def _shadow(error: BaseException, value: str) -> tuple[str, Path] | None:
-    """A module of ours, of a dependency or of the standard library that a file elsewhere on the path hides."""
+    """A module of ours, of a dependency or of the standard library that another file on the path hides."""
     suspects = list(OURS)
-    for module in (getattr(error, "name", None), value.split(":")[0], _module_in_text(str(error))):
-        if module:
-            suspects.append(module.split(".")[0])
+    named = (getattr(error, "name", None), value.split(":")[0], _module_in_text(str(error)))
+    suspects.extend(module.split(".")[0] for module in named if module)
     home = Path(__file__).resolve().parents[1].parent
     expected = {home, home / "probes", home / "trainers"}
     for name in dict.fromkeys(suspects):

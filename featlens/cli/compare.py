@@ -1,7 +1,7 @@
-"""Compare two feature files: debiased linear CKA of every site of A with every site of B, at every noise level.
+"""Compare two feature files: debiased linear CKA of all sites of A with all sites of B, at every noise level.
 
-Each cell comes with the null level and p-value of a permutation of the samples. Without -o the best match of each
-site of A is printed. Files of other samples or other noise are refused.
+Each cell comes with the null level and p-value of a permutation of the samples. Without -o the best match of
+each site of A is printed. Files of other samples or other noise are refused.
 
   featlens compare teacher.h5 student.h5
   featlens compare teacher.h5 student.h5 -o report.html
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featlens.cli.dispatch import add_json, number_list
+from featlens.cli.parser import add_json, number_list
 
 if TYPE_CHECKING:
     from featlens.comparison import Comparison
@@ -25,11 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("a", metavar="A.h5", help="feature file")
     parser.add_argument("b", metavar="B.h5", help="feature file of the same samples")
-    parser.add_argument("-o", "--out", metavar="FILE", help="write a page (.html), netCDF (.nc) or a table (.csv)")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="write a page (.html), netCDF (.nc) or a table (.csv)"
+    )
     parser.add_argument("--measure", default="cka", help="cka (debiased, linear kernel)")
     parser.add_argument("--sites", type=number_list(str), help="glob patterns of sites, by commas")
-    parser.add_argument("--sigmas", type=number_list(float), help="noise levels (default: all that both have)")
-    parser.add_argument("--permutations", type=int, default=200, help="permutations for null level and p-value")
+    parser.add_argument(
+        "--sigmas", type=number_list(float), help="noise levels (default: all that both have)"
+    )
+    parser.add_argument(
+        "--permutations", type=int, default=200, help="permutations for null level and p-value"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the permutations")
     parser.add_argument("--dry-run", action="store_true", help="print the request and leave")
     add_json(parser)
@@ -92,7 +98,10 @@ def best_matches(result: Comparison) -> str:
     a, b = result.names
     lines = [f"A {a}   B {b}   {result.measure}, debiased   n {result.n}"]
     lines += [f"warning: {text}" for text in result.warnings]
-    lines.append(f"{'sigma':>7}  {'site of A':<{width}}  {'best site of B':<{width}}  {'value':>7}  {'null 95%':>8}  p (family)")
+    lines.append(
+        f"{'sigma':>7}  {'site of A':<{width}}  {'best site of B':<{width}}  {'value':>7}  "
+        f"{'null 95%':>8}  p (family)"
+    )
     for i, sigma in enumerate(data["sigma"].values.tolist()):
         for j, site in enumerate(sites_a):
             row = data["value"].values[i, j]
@@ -103,6 +112,8 @@ def best_matches(result: Comparison) -> str:
             high, p = data["null_high"].values[i, j, k], data["p_family"].values[i, j, k]
             star = "" if np.isnan(p) else f"  {p:.3f}{' *' if p <= 0.05 else ''}"
             null = "" if np.isnan(high) else f"{high:8.3f}"
-            lines.append(f"{sigma:>7g}  {site:<{width}}  {sites_b[k]:<{width}}  {row[k]:>7.3f}  {null:>8}{star}")
+            lines.append(
+                f"{sigma:>7g}  {site:<{width}}  {sites_b[k]:<{width}}  {row[k]:>7.3f}  {null:>8}{star}"
+            )
     lines.append("* above the largest permuted value of its sigma's grid in at least 95 % of permutations")
     return "\n".join(lines)

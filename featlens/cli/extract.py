@@ -1,9 +1,9 @@
 """Store the activations of a model on noised samples in one HDF5 file.
 
-MODEL is a run folder of ours (runs/digits/teacher), one of its snapshots, or python:module:function for a function
-that returns a denoiser. The noise of a sample depends only on (--seed, sample, sigma), so files of two models made
-with the same --samples, --split, --n and --seed can be compared row by row. An interrupted extraction is finished by
-the same command.
+MODEL is a run folder of ours (runs/digits/teacher), one of its snapshots, or python:module:function for a
+function that returns a denoiser. The noise of a sample depends only on (--seed, sample, sigma), so files of
+two models made with the same --samples, --split, --n and --seed can be compared row by row. An interrupted
+extraction is finished by the same command.
 
   featlens extract runs/digits/teacher -o teacher.h5 --sites 'enc.*' --sigmas 0.05,0.5,2.5
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from featlens.cli.dispatch import add_json, number_list
+from featlens.cli.parser import add_json, number_list
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,9 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, help="number of samples (default: all of the split)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the draw of --n")
     parser.add_argument(
-        "--sigmas", type=number_list(float), default=[0.05, 0.2, 0.5, 1.0, 2.5], help="noise levels, by commas"
+        "--sigmas",
+        type=number_list(float),
+        default=[0.05, 0.2, 0.5, 1.0, 2.5],
+        help="noise levels, by commas",
     )
-    parser.add_argument("--sites", type=number_list(str), default=["*.*"], help="glob patterns of module paths, by commas")
+    parser.add_argument(
+        "--sites", type=number_list(str), default=["*.*"], help="glob patterns of module paths, by commas"
+    )
     parser.add_argument("--reduce", default="gap", help="gap (mean over positions), flatten, or grid(k)")
     parser.add_argument("--batch", type=int, default=128, help="images a forward pass")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -75,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
         )
     with store:
         if args.json:
-            print(json.dumps({"file": args.out, "sites": list(store.sites), "n": len(store), **store.manifest}))  # noqa: T201
+            found = {"file": args.out, "sites": list(store.sites), "n": len(store), **store.manifest}
+            print(json.dumps(found))  # noqa: T201
         else:
-            print(f"{len(store.sites)} sites x {len(store.sigmas)} sigmas x {len(store)} samples", file=sys.stderr)  # noqa: T201
+            size = f"{len(store.sites)} sites x {len(store.sigmas)} sigmas x {len(store)} samples"
+            print(size, file=sys.stderr)  # noqa: T201
             print(args.out)  # noqa: T201
     return 0
 
@@ -93,7 +100,10 @@ def check_device(device: str) -> None:
     except RuntimeError:
         raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:0, mps, ...") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
+        raise UsageError(
+            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build "
+            "of torch"
+        )
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {device}: there are only {torch.cuda.device_count()} CUDA devices")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -1,4 +1,7 @@
-"""Show what a feature file or a model holds: sites, shapes, noise levels, provenance, completeness.
+"""Show what a feature file or a model holds.
+
+Sites and their shapes; for a file also noise levels, provenance and completeness, for a model the digest of
+its weights.
 
   featlens inspect teacher.h5
   featlens inspect runs/digits/teacher
@@ -10,14 +13,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featlens.cli.dispatch import add_json
+from featlens.cli.parser import add_json
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("target", metavar="FILE.h5|MODEL", help="feature file, or anything 'featlens extract' takes")
+    parser.add_argument(
+        "target", metavar="FILE.h5|MODEL", help="feature file, or anything 'featlens extract' takes"
+    )
     add_json(parser)
 
 
@@ -26,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     path = Path(args.target)
-    found = _file(path) if path.is_file() and path.suffix != ".safetensors" else _model(args.target)
+    is_file = path.suffix in (".h5", ".hdf5") or (path.is_file() and path.suffix != ".safetensors")
+    found = _file(path) if is_file else _model(args.target)
     print(json.dumps(found, indent=2) if args.json else _table(found))  # noqa: T201
     return 0
 

@@ -22,14 +22,20 @@ def progress_bar(stage: str, unit: str = "rows") -> Iterator[Callable[[int, int]
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(stage, total=None, rate="")
         start = time.monotonic()
         first: list[int] = []
 
         def update(done: int, total: int) -> None:
-            first or first.append(done)
+            if not first:
+                first.append(done)
             rate = (done - first[0]) / max(time.monotonic() - start, 1e-9)
             bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
 

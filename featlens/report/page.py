@@ -64,8 +64,14 @@ class Page:
 
 def _script_json(value: Any) -> Markup:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(text)  # noqa: S704 - every character that HTML could read was replaced above
+    text = (
+        json.dumps(value, allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
+    # Every character that HTML could read was replaced above.
+    return Markup(text)
 
 
 def _plain(value: Any) -> Any:
@@ -88,7 +94,8 @@ def figure(chart: Any, caption: str, height: int = 440) -> Markup:
     spec["layout"] |= {"height": height, "autosize": True}
     name = f"plot{next(_numbers)}"
     return Markup(
-        '<figure><div class="plot" id="{name}" style="height:{height}px" role="img" aria-label="{caption}"></div>'
+        '<figure><div class="plot" id="{name}" style="height:{height}px" role="img" '
+        'aria-label="{caption}"></div>'
         "<figcaption>{caption}</figcaption></figure><script>featlensPlot('{name}', {spec});</script>"
     ).format(name=name, height=height, caption=caption, spec=_script_json(_plain_text(spec)))
 
@@ -108,15 +115,19 @@ def _plain_text(spec: Any) -> Any:
 
 
 def explorer(
-    panels: Mapping[str, Mapping[str, Any]], choices: Sequence[str], caption: str, axes: tuple[str, str], unit: str
+    panels: Mapping[str, Mapping[str, Any]],
+    choices: Sequence[str],
+    caption: str,
+    axes: tuple[str, str],
+    unit: str,
 ) -> Markup:
     """A heat map with one drop-down menu for each choice.
 
     Parameters
     ----------
     panels
-        By key: the chosen values joined by ``|``. Each holds ``x``, ``y``, ``z`` (rows by y) and, for the hover
-        text, ``text`` of the shape of z.
+        By key: the chosen values joined by ``|``. Each holds ``x``, ``y``, ``z`` (rows by y) and, for the
+        hover text, ``text`` of the shape of z.
     choices
         Names of the menus, in the order in which their values stand in the keys.
     caption, axes, unit
@@ -142,23 +153,28 @@ def explorer(
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Markup:
     """A table; numbers are aligned to the right."""
+    numeric = [all(_looks_numeric(row[column]) for row in rows) for column in range(len(headers))]
+    kinds = [Markup(' class="number"') if number else Markup("") for number in numeric]
 
-    def cell(value: Any) -> Markup:
-        kind = ' class="number"' if isinstance(value, (int, float)) or _looks_numeric(value) else ""
-        return Markup("<td{}>{}</td>").format(Markup(kind), value)  # noqa: S704 - kind is one of two constants
+    def line(tag: str, cells: Sequence[Any]) -> Markup:
+        pair = Markup("<{0}{1}>{2}</{0}>")
+        inner = Markup("").join(pair.format(tag, kind, cell) for kind, cell in zip(kinds, cells, strict=True))
+        return Markup("<tr>{}</tr>").format(inner)
 
-    head = Markup("").join(Markup("<th>{}</th>").format(header) for header in headers)
-    body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(cell(value) for value in row)) for row in rows
-    )
+    head = line("th", headers)
+    body = Markup("").join(line("td", row) for row in rows)
     title = Markup("<caption>{}</caption>").format(caption) if caption else Markup("")
-    return Markup('<div class="scroll"><table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
+    return Markup('<div class="scroll"><table>{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
         title, head, body
     )
 
 
 def _looks_numeric(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and (value[0].isdigit() or value[0] in "-+") and value[-1].isdigit()
+    if isinstance(value, str):
+        return value == "-" or (
+            (value[:1].isdigit() or value[:1] in ("-", "+")) and value[-1:] in "0123456789)"
+        )
+    return isinstance(value, (int, float))
 
 
 def note(text: str, kind: str = "note") -> Markup:
@@ -169,7 +185,8 @@ def note(text: str, kind: str = "note") -> Markup:
 def image(pixels: NDArray[Any], caption: str, detail: str = "", scale: int = 3) -> Markup:
     """A picture from (H, W) or (H, W, 3) values in [0, 255], enlarged by whole pixels."""
     return Markup(
-        '<figure class="picture"><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{caption}">'
+        '<figure class="picture"><img src="data:image/png;base64,{data}" width="{width}" '
+        'height="{height}" alt="{caption}">'
         "<figcaption><b>{caption}</b> {detail}</figcaption></figure>"
     ).format(
         data=base64.b64encode(png(pixels)).decode(),

@@ -43,8 +43,9 @@ def _refuse_second_writer(path: Path) -> None:
 
 def require_same_request(store: FeatureStore, manifest: Mapping[str, Any]) -> None:
     """Refuse a file that was begun with another manifest; the version of the creator may differ."""
-    there = {key: value for key, value in store.manifest.items() if key != "creator"}
-    asked = json.loads(json.dumps(dict(manifest)))
+    there, asked = dict(store.manifest), json.loads(json.dumps(dict(manifest)))
+    for side in (there, asked):
+        side.pop("creator", None)
     differing = sorted(key for key in set(there) | set(asked) if there.get(key) != asked.get(key))
     if differing:
         key = differing[0]
@@ -75,14 +76,17 @@ class FeatureWriter:
         self._key = _identity(path)
         group = self._file["sites"]
         self._sites = {name: group[name] for name in group if group[name].ndim == 3}
+        self._widths = {name: int(dataset.shape[2]) for name, dataset in self._sites.items()}
         self._rows = int(self._file["sample"].shape[0])
-        blocks = {dataset.chunks and int(dataset.chunks[1]) for dataset in self._sites.values()}
-        self.block = blocks.pop() or 0
-        if blocks or not self.block or "rows_done" not in self._file:
+        blocks = {int(dataset.chunks[1]) if dataset.chunks else 0 for dataset in self._sites.values()}
+        if len(blocks) != 1 or 0 in blocks or "rows_done" not in self._file:
             self._file.close()
             raise StoreError(
                 f"{path} was not laid out by featlens and cannot be continued; choose another output"
             )
+        (self.block,) = blocks
+        self._rows_done = self._file["rows_done"]
+        self._encoder = _Encoder(path, self._sites)
         _open_writers[self._key] = self
 
     @classmethod
@@ -128,7 +132,7 @@ class FeatureWriter:
 
     def done(self, sigma_index: int) -> int:
         """Rows already valid at this sigma."""
-        return int(self._file["rows_done"][sigma_index])
+        return int(self._rows_done[sigma_index])
 
     def append(self, sigma_index: int, features: Mapping[str, NDArray[Any]]) -> None:
         """Write the next rows of every site at one sigma: (rows, D) each, whole blocks but for the last.
@@ -143,7 +147,7 @@ class FeatureWriter:
         first, count = self.done(sigma_index), len(next(iter(arrays.values())))
         last = first + count
         for name, block in arrays.items():
-            expected = (count, self._sites[name].shape[2])
+            expected = (count, self._widths[name])
             if block.shape != expected:
                 raise StoreError(f"{self.path}: expected {expected} features of {name!r}, got {block.shape}")
         if last > self._rows or (count % self.block and last != self._rows):
@@ -153,36 +157,28 @@ class FeatureWriter:
             )
         try:
             for name, block in arrays.items():
-                self._write(self._sites[name], sigma_index, first, block)
+                for start in range(0, count, self.block):
+                    stored = self._encoder.encode(name, block[start : start + self.block])
+                    place = (sigma_index, first + start, 0)
+                    self._sites[name].id.write_direct_chunk(place, stored)
             self._file.flush()
-            self._file["rows_done"][sigma_index] = last
+            self._rows_done[sigma_index] = last
             self._file.flush()
         except (OSError, RuntimeError) as error:
             raise _explained(error, self.path) from error
-
-    def _write(self, dataset: Any, sigma_index: int, first: int, block: NDArray[Any]) -> None:
-        try:
-            dataset[sigma_index, first : first + len(block)] = block
-        except OSError as error:
-            if "checksum" not in str(error).lower() and "filter" not in str(error).lower():
-                raise
-            # A kill tore one of these chunks: replace them as a whole, then write the rows again.
-            blank = _blank_chunk(dataset)
-            for start in range(first, first + len(block), self.block):
-                dataset.id.write_direct_chunk((sigma_index, start, 0), blank)
-            dataset[sigma_index, first : first + len(block)] = block
 
     def close(self) -> None:
         """Mark the file complete if every row is there, and close it."""
         if not self._file:
             return
         try:
-            if bool((self._file["rows_done"][:] == self._rows).all()):
+            if bool((self._rows_done[:] == self._rows).all()):
                 self._file.attrs.modify("complete", np.int64(1))
             self._file.close()
         except (OSError, RuntimeError) as error:
             raise _explained(error, self.path) from error
         finally:
+            self._encoder.close()
             _open_writers.pop(self._key, None)
 
     def __enter__(self) -> FeatureWriter:
@@ -199,17 +195,38 @@ def _explained(error: OSError | RuntimeError, path: Path) -> FeatlensError:
     return explain_os_error(error if isinstance(error, OSError) else OSError(str(error)), path)
 
 
-def _blank_chunk(dataset: Any) -> bytes:
-    """Stored bytes of a chunk of fill values with their checksum: as long as any other, so nothing moves."""
-    import h5py
+class _Encoder:
+    """Chunks as HDF5 stores them, checksum included, made by HDF5 itself in memory.
 
-    with h5py.File("blank", "w", driver="core", backing_store=False) as memory:
-        space, plan = h5py.h5s.create_simple(dataset.chunks), dataset.id.get_create_plist()
-        blank = h5py.h5d.create(memory.id, b"blank", dataset.id.get_type(), space, plan)
-        h5py.Dataset(blank)[...] = np.nan
-        memory.flush()
-        stored: bytes = blank.read_direct_chunk((0, 0, 0))[1]
-    return stored
+    Whole chunks written past HDF5's cache neither read what a kill may have torn, nor leave data behind that
+    HDF5 tries to write again, and crashes on, after the disk was full.
+    """
+
+    def __init__(self, path: Path, datasets: Mapping[str, Any]) -> None:
+        import h5py
+
+        self._file = h5py.File(f"{path}#chunks", "w", driver="core", backing_store=False)
+        self._chunks = {}
+        for number, (name, dataset) in enumerate(datasets.items()):
+            space, plan = h5py.h5s.create_simple(dataset.chunks), dataset.id.get_create_plist()
+            chunk = h5py.h5d.create(self._file.id, b"%d" % number, dataset.id.get_type(), space, plan)
+            self._chunks[name] = (chunk, dataset.chunks[1:], dataset.dtype)
+
+    def encode(self, name: str, rows: NDArray[Any]) -> bytes:
+        """Bytes of the chunk that holds ``rows`` (rows, D), filled up with NaN."""
+        from h5py.h5s import ALL
+
+        chunk, shape, dtype = self._chunks[name]
+        whole = np.ascontiguousarray(rows, dtype=dtype)
+        if whole.shape != shape:
+            whole = np.full(shape, np.nan, dtype=dtype)
+            whole[: len(rows)] = rows
+        chunk.write(ALL, ALL, whole)
+        stored: bytes = chunk.read_direct_chunk((0, 0, 0))[1]
+        return stored
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _lay_down(
@@ -258,6 +275,7 @@ def _lay_down_site(
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, rows, site.width))
     properties.set_fletcher32()
+    properties.set_obj_track_times(False)
     properties.set_fill_value(np.array(np.nan, dtype=dtype))
     # Early allocation: after this, writing rows never moves a chunk or touches an index.
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

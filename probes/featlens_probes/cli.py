@@ -1,7 +1,7 @@
 """Linear probes for the labels of a feature file, at every site and noise level.
 
-Accuracies are of test rows that neither the fit nor the choice of the penalty has seen, averaged over splits, with a
-95 % bootstrap interval over samples and the chance level of permuted labels.
+Accuracies are of test rows that neither the fit nor the choice of the penalty has seen, averaged over splits,
+with a 95 % bootstrap interval over samples and the chance level of permuted labels.
 
   featlens probe teacher.h5
   featlens probe teacher.h5 -o probes.json
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featlens.cli.dispatch import add_json, number_list
+from featlens.cli.parser import add_json, number_list
 
 if TYPE_CHECKING:
     from featlens_probes.result import ProbeResult
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sites", type=number_list(str), help="glob patterns of sites, by commas")
     parser.add_argument("--sigmas", type=number_list(float), help="noise levels (default: all)")
     parser.add_argument("--splits", type=int, default=5, help="random splits to average over")
-    parser.add_argument("--permutations", type=int, default=20, help="label permutations a split for the chance level")
+    parser.add_argument(
+        "--permutations", type=int, default=20, help="label permutations a split for the chance level"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of splits and permutations")
     add_json(parser)
 
@@ -69,11 +71,15 @@ def table(result: ProbeResult) -> str:
     width = max(len(site) for site in (*sites, "site"))
     lines = [f"{'site':<{width}}  " + "  ".join(f"{sigma:>7g}" for sigma in sigmas)]
     for index, site in enumerate(sites):
-        lines.append(f"{site:<{width}}  " + "  ".join(f"{value:7.3f}" for value in data["accuracy"].values[:, index]))
+        lines.append(
+            f"{site:<{width}}  " + "  ".join(f"{value:7.3f}" for value in data["accuracy"].values[:, index])
+        )
     best = result.best()
     lines += [
-        f"best by validation: {best['site']} at sigma {best['sigma']:g}: test accuracy {best['accuracy']:.3f} "
-        f"(95 % interval {best['ci_low']:.3f} to {best['ci_high']:.3f}), chance {best['chance']:.3f}",
-        f"test rows {data.attrs['n_test']}, fit and validation rows {data.attrs['n_fit']}, {data.attrs['splits']} splits",
+        f"best by validation: {best['site']} at sigma {best['sigma']:g}: test accuracy "
+        f"{best['accuracy']:.3f} (95 % interval {best['ci_low']:.3f} to {best['ci_high']:.3f}), chance "
+        f"{best['chance']:.3f}",
+        f"test rows {data.attrs['n_test']}, fit and validation rows {data.attrs['n_fit']}, "
+        f"{data.attrs['splits']} splits",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A linear probe as a scikit-learn classifier: ridge on one-hot labels, penalty chosen on rows it does not fit."""
+"""A linear probe as a scikit-learn classifier: ridge on one-hot labels, penalty chosen on rows left out."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    def __init__(self, penalties: Sequence[float] = PENALTIES, validation: float = 0.25, seed: int = 0) -> None:
+    def __init__(
+        self, penalties: Sequence[float] = PENALTIES, validation: float = 0.25, seed: int = 0
+    ) -> None:
         self.penalties = penalties
         self.validation = validation
         self.seed = seed
 
-    def fit(self, X: Any, y: Any) -> LinearProbe:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> LinearProbe:
         """Fit on features (n, d) and labels (n,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64)  # noqa: N806
+        X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         targets = one_hot(codes, len(self.classes_))
@@ -84,14 +86,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = max(range(len(penalties)), key=lambda index: (scores[index], index))
         return penalties[best], scores[best]
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Scores (n, k); for two classes (n,), positive for the second."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)  # noqa: N806
+        X = validate_data(self, X, dtype=np.float64, reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return np.asarray(scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores)
 
-    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+    def predict(self, X: Any) -> NDArray[Any]:
         """Labels (n,)."""
         scores = self.decision_function(X)
         codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)

@@ -27,7 +27,12 @@ COLUMNS = ("accuracy", "ci_low", "ci_high", "validation", "chance", "chance_high
 
 @dataclass(frozen=True, repr=False)
 class ProbeResult:
-    """Probe accuracy per (sigma, site): ``accuracy``, ``ci_low``, ``ci_high``, ``validation``, ``chance``, ``chance_high``."""
+    """Probe accuracy per (sigma, site).
+
+    Variables of the data set: ``accuracy`` on test rows and its 95 % interval ``ci_low`` to ``ci_high``;
+    ``validation``, the accuracy on the rows that chose the penalty; ``chance``, the mean accuracy with
+    permuted labels, and ``chance_high``, the 95 % quantile of it.
+    """
 
     data: xr.Dataset
 
@@ -63,19 +68,29 @@ class ProbeResult:
         return cls(data)
 
     def best(self) -> dict[str, Any]:
-        """The cell with the highest validation accuracy, with the accuracy on test rows that did not choose it."""
+        """The cell of highest validation accuracy, with its accuracy on test rows, which did not choose."""
         validation = self.data["validation"].values
-        at = np.unravel_index(int(np.nanargmax(validation)), validation.shape) if np.isfinite(validation).any() else (0, 0)
+        at = (
+            np.unravel_index(int(np.nanargmax(validation)), validation.shape)
+            if np.isfinite(validation).any()
+            else (0, 0)
+        )
         cell = self.data.isel(sigma=int(at[0]), site=int(at[1]))
-        return {"sigma": float(cell["sigma"]), "site": str(cell["site"].values), **{c: float(cell[c]) for c in COLUMNS}}
+        return {
+            "sigma": float(cell["sigma"]),
+            "site": str(cell["site"].values),
+            **{c: float(cell[c]) for c in COLUMNS},
+        }
 
     def to_frame(self) -> pd.DataFrame:
         """One row a cell."""
-        return self.data.to_dataframe().reset_index()
+        frame: pd.DataFrame = self.data.to_dataframe().reset_index()
+        return frame
 
     def to_xarray(self) -> xr.Dataset:
         """Copy of the data set."""
-        return self.data.copy(deep=True)
+        copy: xr.Dataset = self.data.copy(deep=True)
+        return copy
 
     def cells(self) -> list[dict[str, Any]]:
         """The same as plain dicts; NaN becomes None."""
@@ -84,7 +99,10 @@ class ProbeResult:
             {
                 "sigma": sigma,
                 "site": site,
-                **{name: float(array[i, j]) if np.isfinite(array[i, j]) else None for name, array in arrays.items()},
+                **{
+                    name: float(array[i, j]) if np.isfinite(array[i, j]) else None
+                    for name, array in arrays.items()
+                },
             }
             for i, sigma in enumerate(self.data["sigma"].values.tolist())
             for j, site in enumerate(self.data["site"].values.tolist())
@@ -115,9 +133,12 @@ class ProbeResult:
         import plotly.graph_objects as go
 
         data = self.data.transpose("site", "sigma")
-        extra = np.stack([data[name].values for name in ("ci_low", "ci_high", "chance", "chance_high")], axis=-1)
+        extra = np.stack(
+            [data[name].values for name in ("ci_low", "ci_high", "chance", "chance_high")], axis=-1
+        )
         template = (
-            "%{y}, sigma %{x}<br>accuracy %{z:.3f} (95 % interval %{customdata[0]:.3f} to %{customdata[1]:.3f})<br>"
+            "%{y}, sigma %{x}<br>accuracy %{z:.3f} (95 % interval %{customdata[0]:.3f} to "
+            "%{customdata[1]:.3f})<br>"
             "chance %{customdata[2]:.3f}, 95 % of it below %{customdata[3]:.3f}<extra></extra>"
         )
         trace = go.Heatmap(
@@ -140,7 +161,11 @@ class ProbeResult:
 
     def __repr__(self) -> str:
         best = self.best()
-        return f"ProbeResult({self.data.sizes['site']} sites x {self.data.sizes['sigma']} sigmas, best {best['site']} at {best['sigma']:g}: {best['accuracy']:.3f})"
+        sizes = self.data.sizes
+        return (
+            f"ProbeResult({sizes['site']} sites x {sizes['sigma']} sigmas, "
+            f"best {best['site']} at {best['sigma']:g}: {best['accuracy']:.3f})"
+        )
 
     def _repr_html_(self) -> str:
         out: str = self.figure().to_html(full_html=False, include_plotlyjs="cdn")

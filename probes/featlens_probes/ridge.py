@@ -35,7 +35,8 @@ class RidgePath:
         """Weights (d, k) in the space of the raw features and intercepts (k,), for targets (n, k)."""
         centre = targets.mean(axis=0)
         shrunk = self.values / (self.values**2 + penalty * len(targets))
-        weights = (self.right.T @ (shrunk[:, None] * (self.left.T @ (targets - centre)))) / self.scale[:, None]
+        weights = self.right.T @ (shrunk[:, None] * (self.left.T @ (targets - centre)))
+        weights = weights / self.scale[:, None]
         return weights, centre - self.mean @ weights
 
 
@@ -44,7 +45,7 @@ def fit_path(features: Array) -> RidgePath:
     x = np.asarray(features, dtype=np.float64)
     mean = x.mean(axis=0)
     spread = x.std(axis=0)
-    # A feature whose spread is rounding noise of its mean is constant: it must not be blown up to unit variance.
+    # A feature whose spread is rounding noise of its mean is constant: it must not be blown up.
     scale = np.where(spread > 1e-10 * np.maximum(np.abs(mean), 1e-300), spread, 1.0)
     scale = np.where(scale > 0, scale, 1.0)
     centred = np.where(spread > 1e-10 * np.abs(mean), x - mean, 0.0)

@@ -33,8 +33,9 @@ def probe(
 ) -> ProbeResult:
     """Accuracy of a linear probe for the labels, at every site and noise level of a feature file.
 
-    Each of ``splits`` random stratified splits sets ``test`` of the samples aside; the probe fits on the rest, where
-    it also chooses its penalty on validation rows. Accuracies are of test rows only, averaged over the splits.
+    Each of ``splits`` random stratified splits sets ``test`` of the samples aside; the probe fits on the
+    rest, where it also chooses its penalty on validation rows. Accuracies are of test rows only, averaged
+    over the splits.
 
     Parameters
     ----------
@@ -54,8 +55,8 @@ def probe(
     Returns
     -------
     ProbeResult
-        Over (sigma, site): accuracy, its 95 % bootstrap interval over samples, the validation accuracy (to choose the
-        best cell by), and chance level.
+        Over (sigma, site): accuracy, its 95 % bootstrap interval over samples, the validation accuracy (to
+        choose the best cell by), and chance level.
     """
     if not isinstance(store, FeatureStore):
         with FeatureStore(store) as opened:
@@ -65,7 +66,9 @@ def probe(
     names = store.select([sites] if isinstance(sites, str) else sites)
     levels = [float(s) for s in (store.sigmas if sigmas is None else sigmas)]
     if splits < 1 or permutations < 0:
-        raise UsageError(f"probe: splits must be at least 1 and permutations at least 0, got {splits} and {permutations}")
+        raise UsageError(
+            f"probe: splits must be at least 1 and permutations at least 0, got {splits} and {permutations}"
+        )
     rows = _splits(codes, splits, test, seed)
     cells = np.empty((len(levels), len(names), 6))
     for i, sigma in enumerate(levels):
@@ -75,7 +78,14 @@ def probe(
                 progress(i * len(names) + j + 1, len(levels) * len(names))
     n_test = len(rows[0][1])
     return ProbeResult.from_arrays(
-        cells, levels, names, n=(len(codes) - n_test, n_test), classes=classes, splits=splits, seed=seed, source=store
+        cells,
+        levels,
+        names,
+        n=(len(codes) - n_test, n_test),
+        classes=classes,
+        splits=splits,
+        seed=seed,
+        source=store,
     )
 
 
@@ -86,13 +96,16 @@ def _codes(store: FeatureStore, test: float) -> tuple[NDArray[np.int64], int]:
         raise UsageError(f"probe: test must be a share between 0 and 1, got {test}")
     labels, codes = np.unique(store.labels, return_inverse=True)
     if len(labels) < 2:
-        raise UsageError(f"probe: all {len(codes)} samples of {store.path} have the label {labels[0]}; two classes are needed")
+        raise UsageError(
+            f"probe: all {len(codes)} samples of {store.path} have the label {labels[0]}; two classes "
+            "are needed"
+        )
     counts = np.bincount(codes)
     fewest = min(round(test * len(codes)), len(codes) - round(test * len(codes)))
     if counts.min() < 4 or fewest < len(labels):
         raise UsageError(
-            f"probe: {len(codes)} samples are too few for {len(labels)} classes (the rarest has {counts.min()}); "
-            "at least 4 samples a class are needed; extract more"
+            f"probe: {len(codes)} samples are too few for {len(labels)} classes (the rarest has "
+            f"{counts.min()}); at least 4 samples a class are needed; extract more"
         )
     return codes, len(labels)
 
@@ -105,7 +118,12 @@ def _splits(codes: NDArray[np.int64], count: int, test: float, seed: int) -> lis
 
 
 def _cell(
-    features: NDArray[Any], codes: NDArray[np.int64], classes: int, rows: list[tuple[Any, Any]], permutations: int, seed: int
+    features: NDArray[Any],
+    codes: NDArray[np.int64],
+    classes: int,
+    rows: list[tuple[Any, Any]],
+    permutations: int,
+    seed: int,
 ) -> tuple[float, ...]:
     """Accuracy, interval low and high, validation accuracy, chance mean and its 95 % quantile."""
     tested, right = np.zeros(len(codes)), np.zeros(len(codes))
@@ -116,7 +134,9 @@ def _cell(
         tested[test_rows] += 1
         validation.append(estimator.validation_score_)
         rng = np.random.default_rng(derive(seed, "chance", index))
-        chance += _chance(features, codes, classes, (fit_rows, test_rows), estimator.penalty_, permutations, rng)
+        chance += _chance(
+            features, codes, classes, (fit_rows, test_rows), estimator.penalty_, permutations, rng
+        )
     low, high = _bootstrap(right, tested, np.random.default_rng(derive(seed, "bootstrap")))
     levels = (float(np.mean(chance)), float(np.quantile(chance, 0.95))) if chance else (np.nan, np.nan)
     return float(right.sum() / tested.sum()), low, high, float(np.mean(validation)), *levels
@@ -143,7 +163,7 @@ def _chance(
 
 
 def _bootstrap(right: NDArray[Any], tested: NDArray[Any], rng: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the accuracy over resampled samples; a sample's tests in several splits stay together."""
+    """95 % interval of the accuracy over resampled samples; a sample's tests in all splits stay together."""
     weights = rng.multinomial(len(right), np.full(len(right), 1 / len(right)), size=BOOTSTRAPS)
     low, high = np.quantile((weights @ right) / np.maximum(weights @ tested, 1), [0.025, 0.975])
     return float(low), float(high)

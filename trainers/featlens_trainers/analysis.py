@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from featlens_probes import probe
+
 from featlens import compare, extract
-from featlens.denoiser import weights_digest
+from featlens.denoiser import EDMDenoiser, weights_digest
 from featlens.errors import FeatlensError
 from featlens.files import make_folder, write_text
-from featlens_probes import probe
 from featlens_trainers.config import to_mapping
+from featlens_trainers.initialisation import build_denoiser, student_seed
 from featlens_trainers.presets import StudyConfig
 from featlens_trainers.runs import Report, newest_snapshot
 from featlens_trainers.snapshots import load_denoiser
@@ -31,13 +33,17 @@ def analysis_paths(study: Path, name: str) -> dict[str, Path]:
     }
 
 
-def run_analysis(study: Path, config: StudyConfig, device: str, name: str, report: Report | None = None) -> None:
+def run_analysis(
+    study: Path, config: StudyConfig, device: str, name: str, report: Report | None = None
+) -> None:
     """Extract features of ``study/name`` on held-out images, compare them with the teacher's, and probe them.
 
-    No network of the study has seen these images. Does nothing if it was done before with the same weights.
+    ``name`` is a run of the study, or ``"untrained"`` for the weights that the first random student starts
+    from. No network of the study has seen these images. Does nothing if it was done before with the same
+    weights.
     """
     settings = config.features
-    denoiser, _ = load_denoiser(newest_snapshot(study / name), device)
+    denoiser = _network(study, config, device, name)
     samples = data_of(config, "held-out")
     paths = analysis_paths(study, name)
     make_folder(study / "features")
@@ -47,14 +53,18 @@ def run_analysis(study: Path, config: StudyConfig, device: str, name: str, repor
         "features": to_mapping(settings),
     }
     if name != "teacher":
-        key["teacher"] = json.loads(analysis_paths(study, "teacher")["record"].read_text(encoding="utf-8"))["weights_digest"]
+        key["teacher"] = json.loads(analysis_paths(study, "teacher")["record"].read_text(encoding="utf-8"))[
+            "weights_digest"
+        ]
     if _done(paths, key):
         return
     paths["record"].unlink(missing_ok=True)
-    _forget_other_weights(paths["features"], key["weights_digest"])
+    _forget_other_weights(paths["features"], str(key["weights_digest"]))
 
     def say(remark: str, scale: int) -> Any:
-        return lambda done, total: report(done * scale // max(total, 1), 100, remark) if report is not None else None
+        return lambda done, total: (
+            report(done * scale // max(total, 1), 100, remark) if report is not None else None
+        )
 
     extract(
         denoiser,
@@ -66,7 +76,9 @@ def run_analysis(study: Path, config: StudyConfig, device: str, name: str, repor
         name=name,
         progress=say("extract", 40),
     ).close()
-    result = probe(paths["features"], splits=settings.probe_splits, seed=config.seed, progress=say("probe", 60))
+    result = probe(
+        paths["features"], splits=settings.probe_splits, seed=config.seed, progress=say("probe", 60)
+    )
     result.save(paths["probe"])
     if name != "teacher":
         comparison = compare(
@@ -79,6 +91,13 @@ def run_analysis(study: Path, config: StudyConfig, device: str, name: str, repor
     write_text(paths["record"], json.dumps(key) + "\n")
 
 
+def _network(study: Path, config: StudyConfig, device: str, name: str) -> EDMDenoiser:
+    if name == "untrained":
+        seed = student_seed(config, config.seeds[0])
+        return build_denoiser(config.network, config.sigma_data, seed).to(device)
+    return load_denoiser(newest_snapshot(study / name), device)[0]
+
+
 def _done(paths: dict[str, Path], key: dict[str, Any]) -> bool:
     try:
         return bool(json.loads(paths["record"].read_text(encoding="utf-8")) == json.loads(json.dumps(key)))
@@ -87,7 +106,7 @@ def _done(paths: dict[str, Path], key: dict[str, Any]) -> bool:
 
 
 def _forget_other_weights(path: Path, digest: str) -> None:
-    """Remove a feature file of an earlier network of the same name, which extraction would refuse to continue."""
+    """Remove features of an earlier network of the same name, which extraction would refuse to continue."""
     from featlens import FeatureStore
 
     if not path.exists():

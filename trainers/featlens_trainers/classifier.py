@@ -1,4 +1,4 @@
-"""The study's own small classifier: trained once on the training images, stored, used to measure image quality."""
+"""The study's own small classifier: trained once on the training images, then measures image quality."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def train_classifier(
         loss = functional.cross_entropy(classifier(x), labels[rows])
         value = finite(loss.detach(), "the classifier's loss", training.images)
         set_learning_rate(
-            optimizer, learning_rate(training.images + config.batch, config.lr, 10 * config.batch, config.images)
+            optimizer,
+            learning_rate(training.images + config.batch, config.lr, 10 * config.batch, config.images),
         )
         optimise(optimizer, loss)
         training.count(config.batch)
@@ -101,5 +102,5 @@ def features_of(classifier: Classifier, images: Tensor, batch: int = 500) -> NDA
     """(N, C, H, W) images on any device -> (N, features) float64."""
     device = next(classifier.parameters()).device
     classifier.eval()
-    parts = [classifier.features(part.to(device)).cpu() for part in images.split(batch)]
+    parts = [classifier.features(part.to(device)).cpu() for part in torch.split(images, batch)]
     return np.asarray(torch.cat(parts).double().numpy())

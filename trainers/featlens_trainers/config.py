@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Nested plain dict of a configuration; tuples become lists, None entries are left out (TOML has no null)."""
+    """Nested plain dict of a configuration; tuples become lists, None is left out (TOML has no null)."""
     out: dict[str, Any] = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)

@@ -1,9 +1,9 @@
 """Directions: what turns a noised student sample into a gradient in image space.
 
 Let ``h(x, sigma) = log p_sigma(x) - log q_sigma(x)`` be the log density ratio of data p to student q, both
-convolved with N(0, sigma^2). For ``D_f(p || q) = E_q f(p / q)`` the gradient of the divergence through a student
-sample is that of a per-sample surrogate ``phi(h)`` with h frozen, ``-r^2 f''(r) grad h`` with ``r = e^h``
-(arXiv 2502.08005; the algebra is checked on Gaussians in tests/test_directions.py).
+convolved with N(0, sigma^2). For ``D_f(p || q) = E_q f(p / q)`` the gradient of the divergence through a
+student sample is that of a per-sample surrogate ``phi(h)`` with h frozen, ``-r^2 f''(r) grad h`` with
+``r = e^h`` (arXiv 2502.08005; the algebra is checked on Gaussians in tests/test_directions.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,16 @@ from featlens_trainers.ema import ema_copy
 from featlens_trainers.networks.ratio import RatioNetwork
 from featlens_trainers.presets import DistillConfig
 from featlens_trainers.sampler import OneStepGenerator
-from featlens_trainers.training import Batches, Step, Training, finite, lognormal_sigma, optimise, stream
+from featlens_trainers.training import (
+    Batches,
+    Step,
+    Training,
+    finite,
+    lognormal_sigma,
+    optimise,
+    seeded,
+    stream,
+)
 
 __all__ = ["distill", "start_distillation"]
 
@@ -36,8 +45,8 @@ def distill(
     """Distil ``training`` in place until ``config.images`` images were seen, yielding each step.
 
     Each step draws latents z and a batch of real images, updates the ratio network on equally noised real and
-    generated images, then moves the generator along the direction, weighted by sigma^2 (which makes the gradient
-    D_data - D_student in image space, arXiv 2305.18455).
+    generated images, then moves the generator along the direction, weighted by sigma^2 (which makes the
+    gradient D_data - D_student in image space, arXiv 2305.18455).
 
     Parameters
     ----------
@@ -59,29 +68,34 @@ def distill(
         numbers = stream(seed, "distill", training.images)
         real = images[rows]
         label = None if labels is None else labels[rows]
-        z = torch.randn(real.shape, generator=numbers).to(real.device)
-        fake = generator(z, label)
+        with seeded(seed, "dropout", training.images):
+            z = torch.randn(real.shape, generator=numbers).to(real.device)
+            fake = generator(z, label)
 
-        sigma, noise_real, noise_fake = _noise(real, config, numbers)
-        noised_real = real + column(sigma, real) * noise_real
-        noised_fake = fake.detach() + column(sigma, real) * noise_fake
-        logits = ratio(torch.cat([noised_real, noised_fake]), sigma.repeat(2), None if label is None else label.repeat(2))
-        real_logit, fake_logit = logits.chunk(2)
-        loss = ratio_loss(real_logit, fake_logit)
-        metrics = {
-            "ratio_loss": finite(loss.detach(), "the ratio network's loss", training.images),
-            "h_real": float(real_logit.detach().mean()),
-            "h_fake": float(fake_logit.detach().mean()),
-        }
-        optimise(training.optimizers["ratio"], loss)
+            sigma, noise_real, noise_fake = _noise(real, config, numbers)
+            noised_real = real + column(sigma, real) * noise_real
+            noised_fake = fake.detach() + column(sigma, real) * noise_fake
+            logits = ratio(
+                torch.cat([noised_real, noised_fake]),
+                sigma.repeat(2),
+                None if label is None else label.repeat(2),
+            )
+            real_logit, fake_logit = logits.chunk(2)
+            loss = ratio_loss(real_logit, fake_logit)
+            metrics = {
+                "ratio_loss": finite(loss.detach(), "the ratio network's loss", training.images),
+                "h_real": float(real_logit.detach().mean()),
+                "h_fake": float(fake_logit.detach().mean()),
+            }
+            optimise(training.optimizers["ratio"], loss)
 
-        sigma, _, noise = _noise(real, config, numbers)
-        noised = fake + column(sigma, fake) * noise
-        gradient = column(sigma**2, fake) * direction.gradient(noised, sigma, label)
-        metrics["gradient_norm"] = finite(
-            gradient.flatten(1).norm(dim=1).mean(), "the generator's gradient", training.images
-        )
-        optimise(training.optimizers["net"], (gradient * noised).flatten(1).sum(1).mean())
+            sigma, _, noise = _noise(real, config, numbers)
+            noised = fake + column(sigma, fake) * noise
+            gradient = column(sigma**2, fake) * direction.gradient(noised, sigma, label)
+            metrics["gradient_norm"] = finite(
+                gradient.flatten(1).norm(dim=1).mean(), "the generator's gradient", training.images
+            )
+            optimise(training.optimizers["net"], (gradient * noised).flatten(1).sum(1).mean())
         training.advance(config.batch, config.ema_half_life, config.ema_ramp, {"ema": "net"})
         yield Step(training.images, metrics)
 

@@ -23,14 +23,14 @@ def ema_copy(module: M) -> M:
 def ema_decay(images: int, batch: int, half_life: float, ramp: float) -> float:
     """Weight of the old average after a step that brings the count to ``images``.
 
-    The half-life is ``min(half_life, ramp * images)`` images, so that the first, bad weights are soon forgotten
-    (arXiv 2206.00364, appendix F.2).
+    The half-life is ``min(half_life, ramp * images)`` images, so that the first, bad weights are soon
+    forgotten (arXiv 2206.00364, appendix F.2).
 
     >>> round(ema_decay(images=1000, batch=100, half_life=100, ramp=1.0), 6)
     0.5
     """
     effective = min(half_life, ramp * images)
-    return 0.5 ** (batch / max(effective, 1e-8))
+    return float(0.5 ** (batch / max(effective, 1e-8)))
 
 
 @torch.no_grad()
@@ -38,5 +38,5 @@ def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move ``average`` towards ``module``; buffers are copied."""
     for mean, now in zip(average.parameters(), module.parameters(), strict=True):
         mean.lerp_(now.detach(), 1.0 - decay)
-    for kept, now in zip(average.buffers(), module.buffers(), strict=True):
-        kept.copy_(now)
+    for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -1,4 +1,4 @@
-"""Run jobs with dependencies in parallel processes of one thread each; a failed job takes only its dependants along."""
+"""Run jobs with dependencies in parallel processes of one thread; a failure takes its dependants along."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from featlens.errors import FeatlensError
+from featlens.files import explain_os_error
 
 __all__ = ["Job", "Monitor", "Outcome", "run_jobs"]
 
@@ -23,7 +24,7 @@ REPORT_EVERY = 0.25
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: ``task(*arguments, report=...)`` of an importable function, after the jobs it needs."""
+    """One piece of work, after the jobs it needs: ``task(*arguments, report=...)``, a function by import."""
 
     name: str
     task: Callable[..., None]
@@ -64,17 +65,19 @@ class _Running:
 def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, Outcome]:
     """Run all jobs, at most ``workers`` at once, in the order given where dependencies allow.
 
-    With ``workers`` 0 they run one after the other in this process. On KeyboardInterrupt the workers are stopped; what
-    they saved stays.
+    With ``workers`` 0 they run one after the other in this process. On KeyboardInterrupt the workers are
+    stopped; what they saved stays.
     """
     outcomes: dict[str, Outcome] = {}
+    waiting = list(jobs)
+    _require_startable(waiting)
     if workers == 0:
-        for job in jobs:
-            outcomes[job.name] = _skipped(job, outcomes) or _run_here(job, monitor)
-            monitor.ended(job.name, outcomes[job.name])
+        while waiting:
+            for job in _ready(waiting, outcomes, 1, monitor):
+                outcomes[job.name] = _run_here(job, monitor)
+                monitor.ended(job.name, outcomes[job.name])
         return outcomes
     context = _context()
-    waiting = list(jobs)
     running: dict[str, _Running] = {}
     try:
         while waiting or running:
@@ -94,6 +97,21 @@ def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, O
         for worker in running.values():
             worker.process.join(5)
     return outcomes
+
+
+def _require_startable(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that could never start: they need one that is not there, or wait for each other."""
+    left, startable = list(jobs), set[str]()
+    while left:
+        free = [job for job in left if startable.issuperset(job.needs)]
+        if not free:
+            job = left[0]
+            raise FeatlensError(
+                f"job {job.name!r} can never start: of {', '.join(map(repr, job.needs))}, which it needs, "
+                "one is missing or waits for it; give every job that is needed"
+            )
+        startable |= {job.name for job in free}
+        left = [job for job in left if job.name not in startable]
 
 
 def _ready(waiting: list[Job], outcomes: dict[str, Outcome], free: int, monitor: Monitor) -> list[Job]:
@@ -131,6 +149,8 @@ def _run_here(job: Job, monitor: Monitor) -> Outcome:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        error = explain_os_error(error)
     text = " ".join(str(error).split())
     return text if isinstance(error, FeatlensError) else f"{type(error).__name__}: {text[:300]}"
 
@@ -149,7 +169,12 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+SINGLE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 def _context() -> Any:
@@ -163,7 +188,9 @@ def _context() -> Any:
 
 def _start(context: Any, job: Job) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, job.task, job.arguments), name=job.name, daemon=True)
+    process = context.Process(
+        target=_work, args=(theirs, job.task, job.arguments), name=job.name, daemon=True
+    )
     with _environment(SINGLE_THREAD):
         process.start()
     theirs.close()

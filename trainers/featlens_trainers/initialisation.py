@@ -4,7 +4,7 @@
 |---|---|---|
 | teacher | map, features, parameter prior | nothing |
 | features_only | the teacher's body | map: input and output convolution and noise embedding are drawn anew |
-| single_sigma | a map at sigma_init | features across noise levels: trained at sigma_init alone, same images |
+| single_sigma | a map at sigma_init | features across noise levels: trained at sigma_init alone |
 | map_regressed | the teacher's own map at sigma_init | the teacher's features and weights |
 | prior_only | each tensor's values, permuted within it | features and map |
 | random | nothing | everything |
@@ -12,9 +12,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,21 +22,18 @@ from featlens.denoiser import EDMDenoiser
 from featlens.errors import FeatlensError
 from featlens.seeds import derive
 from featlens_trainers.networks import RatioNetwork, UNet, UNetConfig
-from featlens_trainers.presets import InitSpec
-from featlens_trainers.training import stream
+from featlens_trainers.presets import InitSpec, StudyConfig
+from featlens_trainers.training import seeded, stream
 
-__all__ = ["build_denoiser", "initialise_ratio", "initialise_student", "seeded"]
+__all__ = ["build_denoiser", "initialise_ratio", "initialise_student", "seeded", "student_seed"]
 
-MAP_TENSORS = re.compile(r"network\.(enc\.\d+x\d+_conv|dec\.\d+x\d+_aux_conv|map_(layer0|layer1|label|augment))\.")
+MAP_TENSORS = re.compile(
+    r"network\.(enc\.\d+x\d+_conv|dec\.\d+x\d+_aux_conv|map_(layer0|layer1|label|augment))\."
+)
 """Tensors that tie a body to one noise-to-image map: input and output convolution, noise embedding."""
 
-
-@contextlib.contextmanager
-def seeded(seed: int, *names: int | str) -> Iterator[None]:
-    """Context in which torch's global generator is seeded, and is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *names))
-        yield
+HEAD = ("head_norm.", "head.")
+"""Tensors of a ratio network that no teacher has."""
 
 
 def build_denoiser(config: UNetConfig, sigma_data: float, seed: int) -> EDMDenoiser:
@@ -46,6 +42,14 @@ def build_denoiser(config: UNetConfig, sigma_data: float, seed: int) -> EDMDenoi
         network = UNet(config)
     shape = (config.in_channels, config.resolution, config.resolution)
     return EDMDenoiser(network, shape, config.labels, sigma_data)
+
+
+def student_seed(config: StudyConfig, seed: int) -> int:
+    """Seed of a student's random weights, data order and noise.
+
+    Students of one seed share them: differences between initialisations are paired within a seed.
+    """
+    return derive(config.seed, "student", seed)
 
 
 def initialise_student(
@@ -75,7 +79,10 @@ def initialise_student(
         if spec.student == "features_only" and MAP_TENSORS.match(name):
             out[name], origin[name] = tensor, "random"
         elif spec.student == "prior_only":
-            out[name], origin[name] = _permuted(source[name], stream(seed, "permute", name)), "teacher, permuted"
+            out[name], origin[name] = (
+                _permuted(source[name], stream(seed, "permute", name)),
+                "teacher, permuted",
+            )
         else:
             out[name], origin[name] = source[name], source_name
     student.load_state_dict(out)
@@ -85,37 +92,41 @@ def initialise_student(
 def initialise_ratio(
     ratio: RatioNetwork, spec: InitSpec, sources: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, str]:
-    """Set encoder and noise embedding of ``ratio`` in place where the spec says so; returns each tensor's origin."""
+    """Set encoder and noise embedding of ``ratio`` in place as the spec says; returns tensors' origins."""
     own = ratio.state_dict()
     if spec.ratio == "random":
         return dict.fromkeys(own, "random")
     teacher = sources.get("teacher")
     if teacher is None:
-        raise FeatlensError("the ratio network is to start from the teacher's encoder, but no teacher was given")
-    out: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    for name, tensor in own.items():
-        inherited = teacher.get(f"network.{name}")
-        out[name] = tensor if inherited is None else inherited
-        origin[name] = "random" if inherited is None else "teacher"
-    ratio.load_state_dict(out)
-    return origin
+        raise FeatlensError(
+            "the ratio network is to start from the teacher's encoder, but no teacher was given"
+        )
+    body = {name: tensor for name, tensor in own.items() if not name.startswith(HEAD)}
+    inherited = {name: teacher[f"network.{name}"] for name in body if f"network.{name}" in teacher}
+    _require_same_architecture(inherited, "teacher", body)
+    ratio.load_state_dict({**own, **inherited})
+    return {name: "teacher" if name in inherited else "random" for name in own}
 
 
 def _matching(
     sources: Mapping[str, Mapping[str, Tensor]], name: str, own: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
     if name not in sources:
-        raise FeatlensError(f"initialisation needs the weights of {name!r}, which were not given; train it first")
-    source = sources[name]
+        raise FeatlensError(
+            f"initialisation needs the weights of {name!r}, which were not given; train it first"
+        )
+    _require_same_architecture(sources[name], name, own)
+    return sources[name]
+
+
+def _require_same_architecture(source: Mapping[str, Tensor], name: str, own: Mapping[str, Tensor]) -> None:
     wrong = [key for key in own if key not in source or source[key].shape != own[key].shape]
     wrong += [key for key in source if key not in own]
     if wrong:
         raise FeatlensError(
-            f"the weights of {name!r} are of another architecture: {len(wrong)} tensors differ, first {wrong[0]!r}; "
-            "train teacher and student with the same network settings"
+            f"the weights of {name!r} are of another architecture: {len(wrong)} tensors differ, "
+            f"first {wrong[0]!r}; train teacher and student with the same network settings"
         )
-    return source
 
 
 def _permuted(tensor: Tensor, generator: torch.Generator) -> Tensor:

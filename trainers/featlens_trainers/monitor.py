@@ -59,7 +59,7 @@ class LineMonitor:
         self._said: dict[str, float] = {}
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)  # noqa: T201
+        print(text, file=self._out, flush=True)
 
     def started(self, job: str) -> None:
         """Say nothing yet: a finished job would only make noise."""
@@ -73,7 +73,12 @@ class LineMonitor:
             return
         self._said[job] = now
         left = f", {(total - done) / rate:,.0f} s left" if rate > 0 else ""
-        self._say(f"{job}: {done:,} of {total:,}, {rate:,.0f} images/s{left}{f' ({remark})' if remark else ''}")
+        where = (
+            f"{done / max(total, 1):.0%} ({remark})"
+            if remark
+            else f"{done:,} of {total:,}, {rate:,.0f} images/s"
+        )
+        self._say(f"{job}: {where}{left}")
 
     def ended(self, job: str, outcome: Outcome) -> None:
         """Say how it ended."""
@@ -96,7 +101,7 @@ class BarMonitor:
 
     def progress(self, job: str, done: int, total: int, remark: str) -> None:
         """Move a bar."""
-        rate = f"{self._rates(job, done):,.0f} images/s" if not remark else remark
+        rate = remark if remark else f"{self._rates(job, done):,.0f} images/s"
         self._bars.update(self._tasks[job], completed=done, total=total, rate=rate)
 
     def ended(self, job: str, outcome: Outcome) -> None:
@@ -105,4 +110,6 @@ class BarMonitor:
             self._bars.remove_task(self._tasks.pop(job))
         self._bars.advance(self._whole)
         if outcome.status != "done":
-            self._bars.console.print(f"{job} {outcome.status}: {outcome.message}", markup=False, highlight=False)
+            self._bars.console.print(
+                f"{job} {outcome.status}: {outcome.message}", markup=False, highlight=False
+            )

@@ -1,7 +1,7 @@
 """Settings of teacher, students and study, and the presets as one table.
 
-The defaults were chosen on teacher quality and on stability of training alone; no initialisation was looked at
-(docs/results/digits.md tells how). Everything is counted in images, not in steps.
+The defaults were chosen on teacher quality and on stability of training alone; no initialisation was looked
+at (docs/results/digits.md tells how). Everything is counted in images, not in steps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featlens.errors import UsageError, choices_hint
+from featlens.files import explain_os_error
 from featlens_trainers.config import from_mapping
 from featlens_trainers.networks.unet import UNetConfig
 
@@ -70,8 +71,8 @@ class TeacherConfig:
     """Training of a denoiser with EDM's loss (arXiv 2206.00364, table 1).
 
     ``sigma`` trains at one noise level only (the control ``single_sigma``); otherwise ln sigma is normal with
-    mean ``p_mean`` and standard deviation ``p_std``. The learning rate rises linearly over ``ramp_images`` and, if
-    ``decay`` is set, falls to zero along a half cosine. The EMA's half-life is
+    mean ``p_mean`` and standard deviation ``p_std``. The learning rate rises linearly over ``ramp_images``
+    and, if ``decay`` is set, falls to zero along a half cosine. The EMA's half-life is
     ``min(ema_half_life, ema_ramp * images seen)`` images.
     """
 
@@ -127,7 +128,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         from featlens_trainers.directions import DIVERGENCES
 
-        _positive(self, "images", "batch", "lr", "ratio_lr", "sigma_init", "p_std", "ema_half_life", "ema_ramp")
+        _positive(
+            self, "images", "batch", "lr", "ratio_lr", "sigma_init", "p_std", "ema_half_life", "ema_ramp"
+        )
         if self.divergence not in DIVERGENCES:
             raise UsageError(
                 f"unknown divergence {self.divergence!r}: {choices_hint(self.divergence, DIVERGENCES)}"
@@ -173,7 +176,9 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         _positive(self, "permutations", "probe_splits")
         if not self.sigmas or min(self.sigmas) <= 0:
-            raise UsageError(f"configuration: sigmas must be one or more numbers above 0, got {list(self.sigmas)}")
+            raise UsageError(
+                f"configuration: sigmas must be one or more numbers above 0, got {list(self.sigmas)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,12 @@ class StudyConfig:
             raise UsageError("study: seeds, inits, ratio_inits and divergences need at least one entry each")
         if self.data != "digits":
             raise UsageError(f"unknown data {self.data!r}: {choices_hint(self.data, ['digits'])}")
+        size = (self.network.in_channels, self.network.out_channels, self.network.resolution)
+        if size != (1, 1, 8):
+            raise UsageError(
+                f"study: digits have 1 channel and resolution 8, the network has in_channels {size[0]}, "
+                f"out_channels {size[1]} and resolution {size[2]}; set them to 1, 1 and 8"
+            )
         for name in ("seeds", "inits", "ratio_inits", "divergences"):
             entries = getattr(self, name)
             if len(set(entries)) != len(entries):
@@ -217,15 +228,16 @@ PRESETS: dict[str, StudyConfig] = {
 }
 
 FULL = {
-    "inits": INITIALISATIONS,
-    "ratio_inits": RATIO_INITIALISATIONS,
-    "seeds": (0, 1, 2),
+    "inits": list(INITIALISATIONS),
+    "ratio_inits": list(RATIO_INITIALISATIONS),
+    "seeds": [0, 1, 2],
+    "distill": {"images": 38_400},
 }
-"""What ``--full`` changes: all initialisations, both ratio-network initialisations, three seeds."""
+"""What ``--full`` changes: all initialisations, both starts of the ratio network, three seeds, longer."""
 
 
 def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | None = None) -> StudyConfig:
-    """Settings of a preset, or of a TOML file whose key ``preset`` (default digits) says what it builds on."""
+    """Settings of a preset, or of a TOML file whose key ``preset`` (default digits) names its base."""
     if name in PRESETS:
         config = PRESETS[name]
     elif name.endswith(".toml"):
@@ -237,7 +249,7 @@ def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | Non
     else:
         raise UsageError(f"unknown preset {name!r}: {choices_hint(name, PRESETS)} (or give a .toml file)")
     if full:
-        config = dataclasses.replace(config, **FULL)  # type: ignore[arg-type]
+        config = from_mapping(StudyConfig, FULL, config)
     return from_mapping(StudyConfig, overrides or {}, config)
 
 
@@ -248,10 +260,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        contents: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no configuration file {path}; give a preset ({', '.join(PRESETS)}) or a .toml file") from None
+        raise UsageError(
+            f"no configuration file {path}; give a preset ({', '.join(PRESETS)}) or a .toml file"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise explain_os_error(error, path) from None
+    return contents

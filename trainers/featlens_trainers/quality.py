@@ -18,9 +18,9 @@ Features = NDArray[Any]
 def frechet_distance(x: Features, y: Features) -> float:
     """Squared Frechet distance of Gaussians fitted to two feature sets (arXiv 1706.08500, equation 6).
 
-    ``x`` (n, d), ``y`` (m, d), at least two rows each. Computed in float64; the trace of the matrix root comes
-    from the eigenvalues of ``S_x^(1/2) S_y S_x^(1/2)``, which stays real for singular covariances. Biased upwards
-    for small n: compare only values of equal n and m.
+    ``x`` (n, d), ``y`` (m, d), at least two rows each. Computed in float64; the trace of the matrix root
+    comes from the eigenvalues of ``S_x^(1/2) S_y S_x^(1/2)``, which stays real for singular covariances.
+    Biased upwards for small n: compare only values of equal n and m.
     """
     x, y = _checked(x, y)
     root = _root(np.cov(x, rowvar=False))

@@ -24,13 +24,19 @@ def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None =
     from featlens_trainers.study import Study
 
     students = [_student(study, spec) for spec in Study(study, config).students()]
-    controls = {name: read_run(study / name) for name in ("classifier", "teacher", "single_sigma", "map_regressed")}
+    controls = {
+        name: read_run(study / name) for name in ("classifier", "teacher", "single_sigma", "map_regressed")
+    }
     return {
         "format": "featlens.study",
         "version": 1,
         "config": to_mapping(config),
         "versions": versions(),
-        "runs": {name: {"status": r["status"], "seconds": r["seconds"], **r["info"]} for name, r in controls.items() if r},
+        "runs": {
+            name: {"status": r["status"], "seconds": r["seconds"], **r["info"]}
+            for name, r in controls.items()
+            if r
+        },
         "students": students,
         "summary": summarise(students),
         "features": _features(study, config),
@@ -68,21 +74,26 @@ def _student(study: Path, spec: Any) -> dict[str, Any]:
 
 
 def summarise(students: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each (init, ratio, divergence): final distances over seeds and share of the advantage recovered.
+    """One row for each (init, ratio, divergence): final distances over seeds, share of advantage recovered.
 
-    The share is ``(ln F_random - ln F_init) / (ln F_random - ln F_teacher)`` within a seed, with F the final Frechet
-    distance: 0 like random, 1 like the teacher. It is left out where the teacher's start is not better than random.
+    The share is ``(ln F_random - ln F_init) / (ln F_random - ln F_teacher)`` within a seed, with F the final
+    Frechet distance: 0 like random, 1 like the teacher. It is left out where the teacher's start is not
+    better than random.
     """
     done = [student for student in students if student["status"] == "done" and student["curve"]]
     final = {_key(student): student["curve"][-1] for student in done}
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for student in done:
         init, ratio, divergence, seed = _key(student)
-        row = rows.setdefault((init, ratio, divergence), {"frechet": [], "kid": [], "geometric": [], "share": [], "seeds": []})
+        row = rows.setdefault(
+            (init, ratio, divergence), {"frechet": [], "kid": [], "geometric": [], "share": [], "seeds": []}
+        )
         row["seeds"].append(seed)
         row["frechet"].append(student["curve"][-1]["frechet"])
         row["kid"].append(student["curve"][-1]["kid"])
-        row["geometric"].append(_geometric_mean([point["frechet"] for point in student["curve"] if point["images"] > 0]))
+        row["geometric"].append(
+            _geometric_mean([point["frechet"] for point in student["curve"] if point["images"] > 0])
+        )
         ends = [final.get((name, ratio, divergence, seed)) for name in ("random", "teacher")]
         row["share"].append(_share(ends[0], student["curve"][-1], ends[1]))
     return [
@@ -96,11 +107,20 @@ def _key(student: Mapping[str, Any]) -> tuple[str, str, str, int]:
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(math.log(max(value, 1e-12)) for value in values) / len(values)) if values else math.nan
+    return (
+        math.exp(sum(math.log(max(value, 1e-12)) for value in values) / len(values)) if values else math.nan
+    )
 
 
-def _share(random: Mapping[str, float] | None, own: Mapping[str, float], teacher: Mapping[str, float] | None) -> float | None:
-    if random is None or teacher is None or not 0 < teacher["frechet"] < random["frechet"] or own["frechet"] <= 0:
+def _share(
+    random: Mapping[str, float] | None, own: Mapping[str, float], teacher: Mapping[str, float] | None
+) -> float | None:
+    if (
+        random is None
+        or teacher is None
+        or not 0 < teacher["frechet"] < random["frechet"]
+        or own["frechet"] <= 0
+    ):
         return None
     top = math.log(random["frechet"] / own["frechet"])
     return top / math.log(random["frechet"] / teacher["frechet"])
@@ -112,7 +132,7 @@ def _features(study: Path, config: StudyConfig) -> dict[str, Any]:
     from featlens_trainers.study import Study
 
     out: dict[str, Any] = {}
-    for name in ["teacher", *(spec.name for spec in Study(study, config).students())]:
+    for name in ["teacher", "untrained", *(spec.name for spec in Study(study, config).students())]:
         paths = analysis_paths(study, name)
         if not paths["record"].exists():
             continue
@@ -122,7 +142,9 @@ def _features(study: Path, config: StudyConfig) -> dict[str, Any]:
             entry["cka"] = {
                 "sigmas": comparison.data["sigma"].values.tolist(),
                 "sites": comparison.data["site_a"].values.tolist(),
-                "same_site": {site: np.round(values, 5).tolist() for site, values in comparison.same_site().items()},
+                "same_site": {
+                    site: np.round(values, 5).tolist() for site, values in comparison.same_site().items()
+                },
                 "value": np.round(comparison.data["value"].values, 4).tolist(),
                 "null_high": np.round(comparison.data["null_high"].values, 4).tolist(),
                 "p_family": np.round(comparison.data["p_family"].values, 4).tolist(),
@@ -149,7 +171,10 @@ def write_results(study: Path, results: Mapping[str, Any]) -> None:
         coords={
             "student": [student["name"] for student in done],
             "images": images,
-            **{key: ("student", [student[key] for student in done]) for key in ("init", "ratio", "divergence", "seed")},
+            **{
+                key: ("student", [student[key] for student in done])
+                for key in ("init", "ratio", "divergence", "seed")
+            },
         },
         attrs={"format": "featlens.study", "version": 1, "reference": "held-out images, classifier features"},
     )

@@ -1,14 +1,15 @@
 """A run folder: configuration, statistics, snapshots and the state from which training goes on exactly.
 
-``run.json`` (what and how), ``stats.jsonl`` (one line a log point), ``snapshots/img-XXXXXXXX/ema.safetensors``,
-``state/img-XXXXXXXX.safetensors`` (the last two). Every file is replaced atomically or, for ``stats.jsonl``, cut back
-to the restored state on resume.
+``run.json`` (what and how), ``stats.jsonl`` (one line a log point),
+``snapshots/img-XXXXXXXX/ema.safetensors``, ``state/img-XXXXXXXX.safetensors`` (the last two). Every file is
+replaced atomically or, for ``stats.jsonl``, cut back to the restored state on resume.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import time
@@ -27,6 +28,8 @@ from featlens_trainers.training import Step, Training
 
 __all__ = ["Report", "Run", "versions"]
 
+_log = logging.getLogger(__name__)
+
 FORMAT = "featlens.run"
 KEPT_STATES = 2
 LOCK_PATIENCE = 5.0
@@ -41,7 +44,11 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     names = ("torch", "numpy", "h5py", "scikit-learn")
-    return {"featlens": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
+    return {
+        "featlens": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
 
 
 class Run:
@@ -93,14 +100,15 @@ class Run:
     def _require_same(self, there: Mapping[str, Any]) -> None:
         if there.get("kind") != self.kind:
             raise UsageError(
-                f"{self.folder} holds a run of kind {there.get('kind')!r}, not {self.kind!r}; choose another folder with -o"
+                f"{self.folder} holds a run of kind {there.get('kind')!r}, not {self.kind!r}; "
+                "choose another folder with -o"
             )
         lines = config_difference(there.get("config", {}), self.config)
         if lines:
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
             raise UsageError(
-                f"{self.folder} belongs to another configuration: {lines[0]}{more}; choose another folder with -o, "
-                "or give the same settings to continue it"
+                f"{self.folder} belongs to another configuration: {lines[0]}{more}; "
+                "choose another folder with -o, or give the same settings to continue it"
             )
 
     @property
@@ -151,7 +159,9 @@ class Run:
         """Save the state to go on from; the one before it is kept as well."""
         folder = make_folder(self.folder / "state")
         write_tensors(
-            folder / f"img-{training.images:08d}.safetensors", training.tensors(), {"kind": "state", "images": training.images}
+            folder / f"img-{training.images:08d}.safetensors",
+            training.tensors(),
+            {"kind": "state", "images": training.images},
         )
         for old in self._states()[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
@@ -168,7 +178,11 @@ class Run:
                 valid = training.images
                 break
             except (FeatlensError, RuntimeError, KeyError) as error:
-                remarks.append(f"{path.name} cannot be used ({' '.join(str(error).split())[:120]}); going back one state")
+                remarks.append(
+                    f"{path.name} cannot be used ({' '.join(str(error).split())[:120]}); going back one state"
+                )
+        for remark in remarks:
+            _log.warning("%s: %s", self.folder, remark)
         self._cut_stats(valid)
         return remarks
 
@@ -218,7 +232,9 @@ def read_run(folder: os.PathLike[str] | str) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FeatlensError(f"{path} cannot be read ({error}); remove the folder {folder} to start the run anew") from None
+        raise FeatlensError(
+            f"{path} cannot be read ({error}); remove the folder {folder} to start the run anew"
+        ) from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise FeatlensError(f"{path} is not the record of a featlens run; choose another folder with -o")
     return record

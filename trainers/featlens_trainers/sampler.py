@@ -1,8 +1,9 @@
-"""Samplers: Heun's method on the probability-flow ODE, one-step generation, and latents with per-image seeds."""
+"""Samplers: Heun's method on the probability-flow ODE, one-step generation, latents with per-image seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def sigma_schedule(steps: int, low: float = 0.002, high: float = 80.0, rho: floa
 def heun_sample(
     denoiser: nn.Module, z: Tensor, labels: Tensor | None = None, steps: int = 18, high: float = 80.0
 ) -> Tensor:
-    """Images by Heun's second-order method (arXiv 2206.00364, algorithm 1 with t = sigma), 2 steps - 1 evaluations.
+    """Images by Heun's second-order method (arXiv 2206.00364, algorithm 1), 2 steps - 1 evaluations.
 
     Parameters
     ----------
@@ -32,17 +33,19 @@ def heun_sample(
         Called as ``denoiser(x, sigma, labels)``.
     z
         (B, C, H, W) standard normal.
+    labels
+        (B,) int64 for a conditional denoiser.
     steps, high
         Number of steps and the first noise level.
     """
-    levels = sigma_schedule(steps, high=high).tolist()
+    levels: list[float] = sigma_schedule(steps, high=high).tolist()
     x = z * levels[0]
 
     def slope(at: Tensor, level: float) -> Tensor:
         out: Tensor = (at - denoiser(at, at.new_full((len(at),), level), labels)) / level
         return out
 
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in pairwise(levels):
         first = slope(x, now)
         euler = x + (then - now) * first
         x = euler if then == 0 else x + (then - now) * 0.5 * (first + slope(euler, then))
@@ -64,12 +67,17 @@ class OneStepGenerator(nn.Module):
 
 
 def latents(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal latents of images ``first .. first + count - 1``; image ``i`` depends on (seed, i) only."""
+    """Standard normal latents of images ``first .. first + count - 1``; image i depends on (seed, i) only."""
     return torch.from_numpy(sample_noise(seed, np.arange(first, first + count), 0.0, shape))
 
 
 def generate(
-    sampler: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...], seed: int, batch: int = 250, device: str = "cpu"
+    sampler: Callable[[Tensor], Tensor],
+    count: int,
+    shape: tuple[int, ...],
+    seed: int,
+    batch: int = 250,
+    device: str = "cpu",
 ) -> Tensor:
     """Apply ``sampler(z)`` to ``count`` seeded latents, (count, *shape) on the CPU."""
     return torch.cat(list(_batches(sampler, count, shape, seed, batch, device)))
@@ -77,7 +85,12 @@ def generate(
 
 @torch.no_grad()
 def _batches(
-    sampler: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...], seed: int, batch: int, device: str
+    sampler: Callable[[Tensor], Tensor],
+    count: int,
+    shape: tuple[int, ...],
+    seed: int,
+    batch: int,
+    device: str,
 ) -> Iterator[Tensor]:
     for first in range(0, count, batch):
         z = latents(seed, first, min(batch, count - first), shape).to(device)

@@ -1,4 +1,4 @@
-"""Snapshots: a safetensors file that holds names, tensors and configuration, loadable by itself, never a pickle."""
+"""Snapshots: a safetensors file of names, tensors and configuration, loadable by itself, never a pickle."""
 
 from __future__ import annotations
 
@@ -30,14 +30,21 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write_tensors(path: os.PathLike[str] | str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_tensors(
+    path: os.PathLike[str] | str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> None:
     """Write named tensors and a JSON description into one safetensors file, atomically and with a digest."""
     from safetensors.torch import save_file
 
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(dict(about))
     with atomic_path(path) as temporary:
         try:
-            save_file(held, temporary, metadata={"featlens": json.dumps(dict(about)), "digest": _digest(held)})
+            save_file(held, temporary, {"featlens": text, "digest": _digest(held), "described": _hash(text)})
         except OSError:
             raise
         except Exception as error:
@@ -57,19 +64,29 @@ def read_tensors(path: os.PathLike[str] | str) -> tuple[dict[str, Tensor], dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise FeatlensError(f"{target} is damaged or no safetensors file ({' '.join(str(error).split())[:100]})") from None
+        raise FeatlensError(
+            f"{target} is damaged or no safetensors file ({' '.join(str(error).split())[:100]})"
+        ) from None
     if "featlens" not in metadata:
-        raise FeatlensError(f"{target} is a safetensors file of another program; expected a snapshot of featlens")
-    if metadata.get("digest") != _digest(tensors):
-        raise FeatlensError(f"{target} is damaged: its tensors do not match its digest; use an earlier snapshot")
-    return tensors, json.loads(metadata["featlens"])
+        raise FeatlensError(
+            f"{target} is a safetensors file of another program; expected a snapshot of featlens"
+        )
+    text = metadata["featlens"]
+    if metadata.get("digest") != _digest(tensors) or metadata.get("described", _hash(text)) != _hash(text):
+        raise FeatlensError(f"{target} is damaged: it does not match its digest; use an earlier snapshot")
+    return tensors, json.loads(text)
 
 
 def save_denoiser(path: os.PathLike[str] | str, denoiser: EDMDenoiser, **about: Any) -> None:
     """Snapshot of an EDM U-Net denoiser; ``about`` adds facts such as ``sigma_init``."""
     network = denoiser.network
     assert isinstance(network, UNet)
-    described = {"kind": "denoiser", "network": to_mapping(network.config), "sigma_data": denoiser.sigma_data, **about}
+    described = {
+        "kind": "denoiser",
+        "network": to_mapping(network.config),
+        "sigma_data": denoiser.sigma_data,
+        **about,
+    }
     write_tensors(path, denoiser.state_dict(), described)
 
 
@@ -94,5 +111,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: os.Path
         + [name for name in tensors if name not in own]
     )
     if wrong:
-        raise FeatlensError(f"{path} is of another architecture: {len(wrong)} tensors differ, first {wrong[0]!r}")
+        raise FeatlensError(
+            f"{path} is of another architecture: {len(wrong)} tensors differ, first {wrong[0]!r}"
+        )
     module.load_state_dict(dict(tensors))

@@ -1,4 +1,4 @@
-"""A study: classifier, teacher, controls, students, features, comparisons, probes and a report in one folder."""
+"""A study: classifier, teacher, controls, students, features, comparisons, probes, report, in one folder."""
 
 from __future__ import annotations
 
@@ -44,19 +44,21 @@ class Study:
 
     @classmethod
     def open(cls, folder: os.PathLike[str] | str, config: StudyConfig | None = None) -> Study:
-        """Study in ``folder``: a new one with ``config``, or the one that is there (``config`` None or equal)."""
+        """Study in ``folder``: a new one with ``config``, or the one there (``config`` None or equal)."""
         path = Path(folder)
         there = _read_config(path)
         if config is None:
             if there is None:
-                raise UsageError(f"{path} holds no study (no study.toml); run 'featlens study digits -o {path}' first")
+                raise UsageError(
+                    f"{path} holds no study (no study.toml); run 'featlens study digits -o {path}' first"
+                )
             return cls(path, there)
         if there is not None and there != config:
             lines = config_difference(to_mapping(there), to_mapping(config))
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
             raise UsageError(
-                f"{path} belongs to a study with another configuration: {lines[0]}{more}; choose another folder with -o, "
-                "or give the same settings to continue it"
+                f"{path} belongs to a study with another configuration: {lines[0]}{more}; "
+                "choose another folder with -o, or give the same settings to continue it"
             )
         return cls(path, config)
 
@@ -80,8 +82,16 @@ class Study:
             free = spec.init == "random" and spec.ratio == "random"
             needs = ("classifier",) if free else ("teacher", *control)
             out.append(Job(spec.name, tasks.run_student, (*where, spec), needs))
+        out.append(
+            Job("analyse untrained", analysis.run_analysis, (*where, "untrained"), ("analyse teacher",))
+        )
         out += [
-            Job(f"analyse {spec.name}", analysis.run_analysis, (*where, spec.name), (spec.name, "analyse teacher"))
+            Job(
+                f"analyse {spec.name}",
+                analysis.run_analysis,
+                (*where, spec.name),
+                (spec.name, "analyse teacher"),
+            )
             for spec in self.students()
         ]
         return out
@@ -105,7 +115,7 @@ class Study:
         device: str = "cpu",
         monitor: Callable[[int], Any] | None = None,
     ) -> Path:
-        """Do all that is not done yet and write ``results.json``, ``results.nc``, pictures and ``report.html``.
+        """Do all that is not done yet; write ``results.json``, ``results.nc``, pictures and ``report.html``.
 
         Parameters
         ----------
@@ -114,8 +124,8 @@ class Study:
         device
             Where to run, such as ``"cuda"``.
         monitor
-            Function from the number of jobs to a context manager that yields a :class:`Monitor`; progress lines on
-            stderr by default.
+            Function from the number of jobs to a context manager that yields a :class:`Monitor`; progress
+            lines on stderr by default.
 
         Returns
         -------
@@ -150,7 +160,11 @@ class Study:
         return report
 
     def run_only(
-        self, names: Sequence[str], jobs: int = 1, device: str = "cpu", monitor: Callable[[int], Any] | None = None
+        self,
+        names: Sequence[str],
+        jobs: int = 1,
+        device: str = "cpu",
+        monitor: Callable[[int], Any] | None = None,
     ) -> None:
         """Do the named jobs and what they need; no report is written."""
         from featlens_trainers.monitor import progress_monitor
@@ -164,7 +178,10 @@ class Study:
             stack += [need for need in job.needs if need not in wanted]
         todo = [job for job in known.values() if job.name in wanted]
         make_folder(self.folder)
-        with lock(self.folder / ".lock", f"the study in {self.folder}"), (monitor or progress_monitor)(len(todo)) as heard:
+        with (
+            lock(self.folder / ".lock", f"the study in {self.folder}"),
+            (monitor or progress_monitor)(len(todo)) as heard,
+        ):
             outcomes = run_jobs(todo, jobs, _checked_monitor(heard))
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
         if failed:
@@ -176,7 +193,9 @@ class Study:
             sessions = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             sessions = []
-        sessions.append({"seconds": round(seconds, 1), "jobs": jobs, "device": device, "cores": os.cpu_count()})
+        sessions.append(
+            {"seconds": round(seconds, 1), "jobs": jobs, "device": device, "cores": os.cpu_count()}
+        )
         write_text(path, json.dumps(sessions) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,22 +20,28 @@ DASHES = {"random": "solid", "teacher": "dot"}
 SYMBOLS = {"reverse_kl": "circle", "js": "diamond"}
 
 FINAL_CAPTION = (
-    "Frechet distance of final images to held-out ones (classifier features, log scale, smaller is better). One mark a "
-    "student; filled: ratio network from random weights, hollow: from the teacher's encoder."
+    "Frechet distance of final images to held-out ones (classifier features, log scale, smaller is "
+    "better). One mark a student; filled: ratio network from random weights, hollow: from the teacher's "
+    "encoder."
 )
 TABLE_CAPTION = (
-    "Mean over seeds, and the range where there are several. Share of advantage: how much of the log distance between random "
-    "and teacher start is recovered (0 like random, 1 like teacher)."
+    "Mean over seeds, and the range where there are several. Share of advantage: how much of the log "
+    "distance between random and teacher start is recovered (0 like random, 1 like teacher)."
 )
 CURVE_CAPTION = (
-    "Frechet distance to held-out images against images seen (log scale). Line: geometric mean over seeds; band: their "
-    "range. Dotted: ratio network from the teacher. Horizontal lines: training images, and the teacher with Heun steps."
+    "Frechet distance to held-out images against images seen (log scale). Line: geometric mean over "
+    "seeds; band: their range. Dotted: ratio network from the teacher. Horizontal lines: training images, "
+    "and the teacher with Heun steps."
 )
 CKA_CAPTION = (
-    "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by noise level; band: range "
-    "over seeds. Dashed: the largest 95 % null level of any such cell."
+    "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by "
+    "noise level; band: range over seeds. Light dashes: a network with random weights. Grey dashes: the "
+    "largest 95 % null level of any such cell."
 )
-PROBE_CAPTION = "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest 95 % chance level."
+PROBE_CAPTION = (
+    "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest "
+    "95 % chance level."
+)
 
 
 def _groups(results: Mapping[str, Any]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
@@ -56,14 +63,33 @@ def _label(key: tuple[str, str, str], results: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _scale_lines(results: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
+def _reference_lines(chart: Any, results: Mapping[str, Any], axis: str) -> None:
+    """Lines at the distance of training images and of the teacher's Heun samples, on a logarithmic axis."""
     quality = results["runs"].get("teacher", {}).get("quality", {})
-    out = []
-    for key, label in (("training_images", "training images"), ("heun", "teacher, Heun steps")):
-        value = quality.get(key, {}).get(measure)
-        if value is not None and (measure == "kid" or value > 0):
-            out.append({"value": value, "label": label})
-    return out
+    across = "y" if axis == "x" else "x"
+    labels = (("training_images", "training images"), ("heun", "teacher, Heun steps"))
+    for index, (key, label) in enumerate(labels):
+        value = quality.get(key, {}).get("frechet")
+        if value is None or value <= 0:
+            continue
+        chart.add_shape(
+            type="line",
+            line={"dash": "dash", "width": 1, "color": "#8a8f96"},
+            **{
+                f"{axis}0": value,
+                f"{axis}1": value,
+                f"{across}0": 0,
+                f"{across}1": 1,
+                f"{across}ref": "paper",
+            },
+        )
+        # On a logarithmic axis plotly takes the logarithm for annotations but the value itself for shapes.
+        place: dict[str, Any] = {axis: math.log10(value), across: 1, f"{across}ref": "paper"}
+        if axis == "x":
+            place |= {"yanchor": "bottom", "xanchor": "left", "yshift": 15 * index}
+        else:
+            place |= {"xanchor": "right", "yanchor": "bottom"}
+        chart.add_annotation(text=label, showarrow=False, font={"size": 11}, **place)
 
 
 def _bands(
@@ -80,17 +106,28 @@ def _bands(
             around = np.concatenate([values.max(axis=0), values.min(axis=0)[::-1]])
             traces.append(
                 go.Scatter(
-                    x=[*x, *x[::-1]], y=around, fill="toself", fillcolor=colour, opacity=0.16, line={"width": 0},
-                    hoverinfo="skip", showlegend=False, legendgroup=name,
+                    x=[*x, *x[::-1]],
+                    y=around,
+                    fill="toself",
+                    fillcolor=colour,
+                    opacity=0.16,
+                    line={"width": 0},
+                    hoverinfo="skip",
+                    showlegend=False,
+                    legendgroup=name,
                 )
-            )  # fmt: skip
+            )
         traces.append(
             go.Scatter(
-                x=x, y=middle, name=name, legendgroup=name, mode="lines+markers",
+                x=x,
+                y=middle,
+                name=name,
+                legendgroup=name,
+                mode="lines+markers",
                 line={"color": colour, "dash": DASHES[key[1]], "width": 2.2},
                 marker={"symbol": SYMBOLS.get(key[2], "square"), "size": 7},
             )
-        )  # fmt: skip
+        )
     return traces
 
 
@@ -111,11 +148,8 @@ def curves(results: Mapping[str, Any], measure: str) -> Any:
         ]
         points[key] = (x, np.array(values))
     chart = go.Figure(_bands(results, points, log=measure == "frechet"))
-    for line in _scale_lines(results, measure):
-        chart.add_hline(
-            y=line["value"], line={"dash": "dash", "width": 1, "color": "#8a8f96"},
-            annotation={"text": line["label"], "font": {"size": 11}, "xanchor": "right"},
-        )  # fmt: skip
+    if measure == "frechet":
+        _reference_lines(chart, results, "y")
     axis: dict[str, Any] = {"title": {"text": "Frechet distance" if measure == "frechet" else "KID"}}
     if measure == "frechet":
         axis |= {"type": "log", "dtick": 1}
@@ -154,16 +188,13 @@ def final_distances(results: Mapping[str, Any]) -> Any:
         )
         named.add(several)
     chart = go.Figure(traces)
-    for line in _scale_lines(results, "frechet"):
-        chart.add_vline(
-            x=line["value"], line={"dash": "dash", "width": 1, "color": "#8a8f96"},
-            annotation={"text": line["label"], "font": {"size": 11}, "textangle": -90, "yanchor": "top", "xanchor": "left"},
-        )  # fmt: skip
+    _reference_lines(chart, results, "x")
     present = [init for init in reversed(INITIALISATIONS) if any(key[0] == init for key in _groups(results))]
     chart.update_layout(
         xaxis={"type": "log", "title": {"text": "Frechet distance to held-out images"}},
         yaxis={"categoryorder": "array", "categoryarray": present, "automargin": True},
         legend=LEGEND,
+        margin={"t": 56},
     )
     return chart
 
@@ -186,13 +217,19 @@ def cka_by_sigma(results: Mapping[str, Any]) -> Any:
                 np.nanmax(np.diagonal(np.array(entry["null_high"], dtype=float), axis1=1, axis2=2))
                 for entry in found
             ]
-    chart = go.Figure(_bands(results, points, log=False))
+    traces = _bands(results, points, log=False)
+    untrained = results["features"].get("untrained", {}).get("cka")
+    if untrained:
+        values = np.nanmean(np.array(list(untrained["same_site"].values()), dtype=float), axis=0)
+        traces.append(_reference_trace(untrained["sigmas"], values, "untrained network"))
+    chart = go.Figure(traces)
     if nulls and np.isfinite(max(nulls)):
         chart.add_hline(y=float(max(nulls)), line={"dash": "dash", "width": 1, "color": "#8a8f96"})
     chart.update_layout(
-        xaxis={"type": "log", "title": {"text": "sigma"}}, yaxis={"title": {"text": "mean CKA, same site"}, "range": [-0.02, 1.02]},
+        xaxis={"type": "log", "title": {"text": "sigma"}},
+        yaxis={"title": {"text": "mean CKA, same site"}, "range": [-0.02, 1.02]},
         legend=LEGEND,
-    )  # fmt: skip
+    )
     return chart
 
 
@@ -211,21 +248,24 @@ def probe_by_sigma(results: Mapping[str, Any]) -> Any:
     teacher = results["features"].get("teacher", {}).get("probe")
     if teacher:
         best = _best_by_sigma(teacher["cells"])
-        traces.append(
-            go.Scatter(
-                x=list(best), y=list(best.values()), name="the teacher itself", mode="lines+markers",
-                line={"dash": "dash", "width": 2, "color": "#56B4E9"},
-            )
-        )  # fmt: skip
+        traces.append(_reference_trace(list(best), list(best.values()), "the teacher itself"))
         chances = [cell["chance_high"] for cell in teacher["cells"] if cell["chance_high"] is not None]
     chart = go.Figure(traces)
     if chances:
         chart.add_hline(y=max(chances), line={"dash": "dash", "width": 1, "color": "#8a8f96"})
     chart.update_layout(
-        xaxis={"type": "log", "title": {"text": "sigma"}}, yaxis={"title": {"text": "probe accuracy"}, "range": [0, 1.02]},
+        xaxis={"type": "log", "title": {"text": "sigma"}},
+        yaxis={"title": {"text": "probe accuracy"}, "range": [0, 1.02]},
         legend=LEGEND,
-    )  # fmt: skip
+    )
     return chart
+
+
+def _reference_trace(x: Any, y: Any, name: str) -> Any:
+    import plotly.graph_objects as go
+
+    line = {"dash": "dash", "width": 2, "color": "#56B4E9"}
+    return go.Scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line=line)
 
 
 def _best_by_sigma(cells: list[Mapping[str, Any]]) -> dict[float, float]:

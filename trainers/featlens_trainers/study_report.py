@@ -21,6 +21,9 @@ from featlens_trainers.study_text import KEEPS, question, short_name, what_came_
 
 __all__ = ["grid", "result_lines", "write_report"]
 
+SHOWN = 36
+"""Images a grid of the report shows."""
+
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
@@ -87,8 +90,8 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
             f"teacher's one-step map {_number(teacher['one_step']['frechet'])}"
         )
     lines.append(
-        "Frechet and KID: final images against held-out ones, mean (range over seeds); curve: geometric mean over the run; "
-        "share: 0 like random, 1 like teacher, on the log distance"
+        "Frechet and KID: final images against held-out ones, mean (range over seeds); curve: geometric "
+        "mean over the run; share: 0 like random, 1 like teacher, on the log distance"
     )
     return lines
 
@@ -145,7 +148,8 @@ def _samples(page: Page, folder: Path, config: StudyConfig, results: Mapping[str
     page.section(
         "Samples",
         note(
-            "All students of all initialisations draw from the same latents: the same place in two grids is the same noise."
+            "All students of all initialisations draw from the same latents: the same place in two "
+            "grids is the same noise."
         ),
         Markup('<div class="gallery">{}</div>').format(Markup("").join(found)),
     )
@@ -153,9 +157,9 @@ def _samples(page: Page, folder: Path, config: StudyConfig, results: Mapping[str
 
 def grid(images: Any) -> Any:
     """(N, C, H, W) in [-1, 1] -> one picture with a pixel between images."""
-    side = max(int(math.isqrt(len(images))), 1)
+    side = max(math.isqrt(len(images)), 1)
     count, channels, height, width = images.shape
-    canvas = np.full((side * (height + 1) - 1, side * (width + 1) - 1, channels), 255.0)
+    canvas = np.full((side * (height + 1) - 1, side * (width + 1) - 1, channels), 110.0)
     for index in range(min(count, side * side)):
         top, left = (index // side) * (height + 1), (index % side) * (width + 1)
         canvas[top : top + height, left : left + width] = (images[index].transpose(1, 2, 0) + 1) * 127.5
@@ -163,9 +167,9 @@ def grid(images: Any) -> Any:
 
 
 def _picture(folder: Path, name: str, images: Any, caption: str, detail: str) -> Markup:
-    canvas = grid(np.asarray(images))
+    canvas = grid(np.asarray(images)[:SHOWN])
     write_bytes(make_folder(folder / "samples") / f"{name}.png", png(canvas))
-    return image(canvas, caption, detail)
+    return image(canvas, caption, detail, scale=4)
 
 
 def _real_picture(folder: Path, config: StudyConfig) -> Markup:
@@ -186,11 +190,11 @@ def _model_pictures(folder: Path, config: StudyConfig, results: Mapping[str, Any
     teacher = results["runs"].get("teacher", {}).get("quality")
     if teacher:
         detail = f"{config.evaluation.heun_steps} Heun steps, Frechet {_number(teacher['heun']['frechet'])}"
-        out.append(_stored(folder, "teacher", "teacher", detail))
+        out.append(_stored(folder, "teacher", "the teacher itself", detail))
     for student in results["students"]:
         if student["status"] == "done" and student["curve"]:
             detail = f"one step, Frechet {_number(student['curve'][-1]['frechet'])}"
-            out.append(_stored(folder, student["name"], short_name(student, results), detail))
+            out.append(_stored(folder, student["name"], f"start: {short_name(student, results)}", detail))
     return out
 
 
@@ -203,11 +207,12 @@ def _stored(folder: Path, name: str, caption: str, detail: str) -> Markup | None
 
 def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> None:
     panels = {}
-    for student in results["students"]:
-        cka = results["features"].get(student["name"], {}).get("cka")
+    names = {student["name"]: short_name(student, results) for student in results["students"]}
+    for name, short in (names | {"untrained": "untrained network"}).items():
+        cka = results["features"].get(name, {}).get("cka")
         if cka:
             for index, sigma in enumerate(cka["sigmas"]):
-                key = f"{short_name(student, results)}|{sigma:g}"
+                key = f"{short}|{sigma:g}"
                 arrays = (cka[name][index] for name in ("value", "null_high", "p_family"))
                 panels[key] = panel(cka["sites"], cka["sites"], *arrays)
     if not panels:
@@ -216,15 +221,18 @@ def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> No
     page.section(
         "Features: students against the teacher",
         note(
-            f"Debiased linear CKA on {n} held-out images under the same noise, after distillation. It says how alike the "
-            "features are, not what causes the outcome: a student may become like the teacher because it learnt the task."
+            f"Debiased linear CKA on {n} held-out images under the same noise, after distillation. It says "
+            "how alike the features are, not what causes the outcome: a student may become like the "
+            "teacher because it learnt the task, and even an untrained network is like it as far as the "
+            "input alone makes it so."
         ),
         figure(figures.cka_by_sigma(results), figures.CKA_CAPTION, height=420),
         explorer(
             panels,
             ["student", "sigma"],
-            f"CKA of every teacher site with every student site. Grey: not above the null of {config.features.permutations} "
-            "permutations of the images (family-wise p above 0.05). Hover for values.",
+            "CKA of every teacher site with every student site. Grey: not above the null of "
+            f"{config.features.permutations} permutations of the images (family-wise p above 0.05). Hover "
+            "for values.",
             ("student site", "teacher site"),
             "CKA",
         ),
@@ -233,7 +241,9 @@ def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> No
 
 def _probes(page: Page, results: Mapping[str, Any]) -> None:
     panels: dict[str, dict[str, Any]] = {}
-    names = {"teacher": "teacher"} | {s["name"]: short_name(s, results) for s in results["students"]}
+    names = {"teacher": "the teacher itself", "untrained": "untrained network"} | {
+        s["name"]: short_name(s, results) for s in results["students"]
+    }
     facts: dict[str, Any] = {}
     for name, entry in results["features"].items():
         probe = entry.get("probe") or {}
@@ -246,9 +256,9 @@ def _probes(page: Page, results: Mapping[str, Any]) -> None:
     page.section(
         "Linear probes: digit class by site and noise level",
         note(
-            f"Share of held-out digits that a linear probe on the site's features names right: {facts['splits']} random splits, "
-            f"{facts['n_fit']} images to fit and to choose the penalty, {facts['n_test']} to test. Chance is measured by "
-            "permuted labels and shown on hover."
+            "Share of held-out digits that a linear probe on the site's features names right: "
+            f"{facts['splits']} random splits, {facts['n_fit']} images to fit and to choose the penalty, "
+            f"{facts['n_test']} to test. Chance is measured by permuted labels and shown on hover."
         ),
         figure(figures.probe_by_sigma(results), figures.PROBE_CAPTION, height=420),
         explorer(
@@ -268,7 +278,8 @@ def _probe_panel(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def text(cell: Mapping[str, Any]) -> str:
         return (
-            f"accuracy {cell['accuracy']:.3f} (95 % interval {cell['ci_low']:.3f} to {cell['ci_high']:.3f})<br>"
+            f"accuracy {cell['accuracy']:.3f} (95 % interval {cell['ci_low']:.3f} to "
+            f"{cell['ci_high']:.3f})<br>"
             f"chance {_number(cell['chance'])}, 95 % of it below {_number(cell['chance_high'])}"
         )
 
@@ -308,7 +319,8 @@ def _record(page: Page, folder: Path, config: StudyConfig, results: Mapping[str,
         table(["package", "version"], list(results["versions"].items())),
         table(["run", "status", "seconds", "weights digest"], runs),
         note(
-            "Configuration (study.toml); the same command with the same settings continues or reproduces this study:",
+            "Configuration (study.toml); the same command with the same settings continues or "
+            "reproduces this study:",
             "plain",
         ),
         Markup("<pre>{}</pre>").format(

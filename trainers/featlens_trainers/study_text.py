@@ -28,8 +28,9 @@ KEEPS = {
 def question(config: StudyConfig) -> str:
     """The lead of the report."""
     return (
-        f"One-step students on {config.data}, distilled without the teacher's score. They differ in where their weights "
-        "start; what each start keeps of the teacher tells map, features and parameter prior apart."
+        f"One-step students on {config.data}, distilled without the teacher's score. They differ in where "
+        "their weights start; what each start keeps of the teacher tells map, features and parameter "
+        "prior apart."
     )
 
 
@@ -55,8 +56,8 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
     seeds = len(config.seeds)
     if seeds == 1:
         out.append(
-            "One seed: differences between students include chance of unknown size, so this page supports no verdict. "
-            "Run with --full, or with --seeds 0,1,2, to see the spread."
+            "One seed: differences between students include chance of unknown size, so this page supports "
+            "no verdict. Run with --full, or with --seeds 0,1,2, to see the spread."
         )
     else:
         out.append(
@@ -64,8 +65,8 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
         )
     if config.ratio_inits == ("random",):
         out.append(
-            "The ratio network always starts from random weights here, so that no teacher feature can enter through it and "
-            "the student's own start is the only difference."
+            "The ratio network always starts from random weights here, so that no teacher feature can "
+            "enter through it and the student's own start is the only difference."
         )
     return out
 

@@ -1,11 +1,12 @@
 """The trainings of a study, each an ordinary resumable run: classifier, teacher, controls, students.
 
-Every task finds what it needs in the study's folder and leaves its own folder there; running a finished task again
-does nothing.
+Every task finds what it needs in the study's folder and leaves its own folder there; running a finished task
+again does nothing.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,18 +19,31 @@ from torch import Tensor
 
 from featlens.denoiser import EDMDenoiser, weights_digest
 from featlens.errors import FeatlensError
+from featlens.files import write_bytes
 from featlens.samples import SampleSet
 from featlens.seeds import derive
 from featlens_trainers.classifier import Classifier, features_of, start_classifier, train_classifier
 from featlens_trainers.config import to_mapping
 from featlens_trainers.distillation import distill, start_distillation
-from featlens_trainers.initialisation import build_denoiser, initialise_ratio, initialise_student, seeded
+from featlens_trainers.initialisation import (
+    build_denoiser,
+    initialise_ratio,
+    initialise_student,
+    seeded,
+    student_seed,
+)
 from featlens_trainers.networks import RatioNetwork
 from featlens_trainers.presets import InitSpec, StudyConfig
 from featlens_trainers.quality import Quality, quality
 from featlens_trainers.runs import Report, Run, crossed, device_name, newest_snapshot
 from featlens_trainers.sampler import OneStepGenerator, generate, heun_sample
-from featlens_trainers.snapshots import load_denoiser, load_weights, read_tensors, save_denoiser, write_tensors
+from featlens_trainers.snapshots import (
+    load_denoiser,
+    load_weights,
+    read_tensors,
+    save_denoiser,
+    write_tensors,
+)
 from featlens_trainers.teacher import regress_map, start_teacher, train_teacher
 from featlens_trainers.training import Training
 
@@ -77,7 +91,7 @@ def _shape(config: StudyConfig) -> tuple[int, ...]:
     return (config.network.in_channels, config.network.resolution, config.network.resolution)
 
 
-# --- classifier -------------------------------------------------------------------------------------------------
+# --- classifier ---------------------------------------------------------------------------------------------
 
 
 def _classifier_shape(config: StudyConfig) -> dict[str, int]:
@@ -101,7 +115,9 @@ def run_classifier(study: Path, config: StudyConfig, device: str, report: Report
         training = start_classifier(classifier)
         run.restore(training)
         steps = train_classifier(training, images, labels, config.classifier, config.seed)
-        for _ in run.drive(training, steps, config.classifier.images, report, save_every=32_000, log_every=6_400):
+        for _ in run.drive(
+            training, steps, config.classifier.images, report, save_every=32_000, log_every=6_400
+        ):
             pass
         classifier.eval()
         classifier.calibrate(images)
@@ -117,12 +133,17 @@ def load_classifier(study: Path, device: str) -> tuple[Classifier, dict[str, Any
     """The classifier stored in a study's folder, in evaluation mode, and the facts stored with it."""
     path = study / "classifier" / "classifier.safetensors"
     if not path.exists():
-        raise FeatlensError(f"{study} holds no classifier to measure quality with; run 'featlens study' or 'featlens train' there")
+        raise FeatlensError(
+            f"{study} holds no classifier to measure quality with; "
+            "run 'featlens study' or 'featlens train' there"
+        )
     tensors, about = read_tensors(path)
     if about.get("kind") != "classifier":
         raise FeatlensError(f"{path} holds a {about.get('kind')!r}, expected a classifier")
     with seeded(0):
-        classifier = Classifier(**{key: int(about[key]) for key in ("channels", "resolution", "classes", "features")})
+        classifier = Classifier(
+            **{key: int(about[key]) for key in ("channels", "resolution", "classes", "features")}
+        )
     load_weights(classifier, tensors, path)
     return classifier.to(device).eval(), about
 
@@ -140,7 +161,7 @@ def evaluation_images(
     return generate(sampler, many, _shape(config), derive(config.seed, "evaluation"), device=device)
 
 
-# --- teacher and controls ---------------------------------------------------------------------------------------
+# --- teacher and controls -----------------------------------------------------------------------------------
 
 
 def run_teacher(study: Path, config: StudyConfig, device: str, report: Report | None = None) -> None:
@@ -168,7 +189,7 @@ def run_teacher(study: Path, config: StudyConfig, device: str, report: Report | 
             key: _measured(study, config, device, shown)
             for key, shown in {"heun": heun, "one_step": one_step, "training_images": real}.items()
         }
-        np.save(_samples_path(run), heun[: config.evaluation.grid**2].numpy(), allow_pickle=False)
+        _keep_samples(run, heun[: config.evaluation.grid**2])
         run.finish(quality={key: asdict(value) for key, value in measured.items()}, **_about(ema, device))
 
 
@@ -177,20 +198,24 @@ def run_single_sigma(study: Path, config: StudyConfig, device: str, report: Repo
     from dataclasses import replace
 
     settings = replace(config.teacher, sigma=config.distill.sigma_init)
-    with Run(study / "single_sigma", "single_sigma", _network_settings(config) | {"teacher": to_mapping(settings)}) as run:
+    with Run(
+        study / "single_sigma", "single_sigma", _network_settings(config) | {"teacher": to_mapping(settings)}
+    ) as run:
         if run.done:
             return
         images, _ = _training_images(config, device)
         training = start_teacher(build_denoiser(config.network, config.sigma_data, config.seed).to(device))
         run.restore(training)
-        for _ in run.drive(training, train_teacher(training, images, settings, config.seed), settings.images, report):
+        for _ in run.drive(
+            training, train_teacher(training, images, settings, config.seed), settings.images, report
+        ):
             pass
         _finish_control(run, training, config, device)
 
 
 def run_map_regressed(study: Path, config: StudyConfig, device: str, report: Report | None = None) -> None:
     """Train the control ``map_regressed``: a random network regressed on the teacher's one-step map."""
-    teacher, about = load_denoiser(newest_snapshot(study / "teacher"), device)
+    teacher, _ = load_denoiser(newest_snapshot(study / "teacher"), device)
     sigma_init = config.distill.sigma_init
     settings = _network_settings(config) | {
         "regression": to_mapping(config.regression),
@@ -234,22 +259,32 @@ def _measured(study: Path, config: StudyConfig, device: str, images: Tensor) -> 
     return quality(features_of(classifier, images), reference_features(classifier, config))
 
 
-def _samples_path(run: Run) -> Path:
-    return run.folder / "samples.npy"
+def _keep_samples(run: Run, images: Tensor) -> None:
+    """Store images (N, C, H, W) for the report."""
+    buffer = io.BytesIO()
+    np.save(buffer, images.numpy(), allow_pickle=False)
+    write_bytes(run.folder / "samples.npy", buffer.getvalue())
 
 
-# --- students ---------------------------------------------------------------------------------------------------
+# --- students -----------------------------------------------------------------------------------------------
 
 
 def _sources(study: Path, init: InitSpec, device: str) -> dict[str, EDMDenoiser]:
     """Networks that an initialisation takes weights from, by name."""
-    wanted = {"teacher"} if init.ratio == "teacher" or init.student in ("teacher", "features_only", "prior_only") else set()
+    wanted = (
+        {"teacher"}
+        if init.ratio == "teacher" or init.student in ("teacher", "features_only", "prior_only")
+        else set()
+    )
     if init.student in ("single_sigma", "map_regressed"):
         wanted.add(init.student)
     out: dict[str, EDMDenoiser] = {}
     for name in sorted(wanted):
         if not (study / name / "run.json").exists():
-            raise FeatlensError(f"initialisation {init.student!r} needs the run {study / name}, which is not there; train it first")
+            raise FeatlensError(
+                f"initialisation {init.student!r} needs the run {study / name}, which is not there; "
+                "train it first"
+            )
         out[name] = load_denoiser(newest_snapshot(study / name), device)[0]
     return out
 
@@ -273,9 +308,7 @@ def run_student(
     with Run(study / spec.name, "student", described) as run:
         if run.done:
             return
-        # Students of one seed share their random weights, data order and noise: differences between
-        # initialisations are paired within a seed.
-        seed = derive(config.seed, "student", spec.seed)
+        seed = student_seed(config, spec.seed)
         student = build_denoiser(config.network, config.sigma_data, seed).to(device)
         with seeded(seed, "ratio"):
             ratio = RatioNetwork(config.network, config.sigma_data).to(device)
@@ -286,7 +319,9 @@ def run_student(
         }
         training = start_distillation(student, ratio, settings)
         run.restore(training)
-        evaluate = _Evaluation(study, config, device, run, OneStepGenerator(training.networks["ema"], settings.sigma_init))
+        evaluate = _Evaluation(
+            study, config, device, run, OneStepGenerator(training.networks["ema"], settings.sigma_init)
+        )
         if training.images == 0:
             initial = run.snapshot_path(0)
             save_denoiser(initial, student, sigma_init=settings.sigma_init, step="initial")
@@ -299,14 +334,16 @@ def run_student(
         ema = training.networks["ema"]
         assert isinstance(ema, EDMDenoiser)
         save_denoiser(run.snapshot_path(training.images), ema, sigma_init=settings.sigma_init)
-        np.save(_samples_path(run), evaluate.last[: config.evaluation.grid**2].numpy(), allow_pickle=False)
+        _keep_samples(run, evaluate.last[: config.evaluation.grid**2])
         run.finish(quality=evaluate.result.to_dict(), origins=_counts(origins), **_about(ema, device))
 
 
 class _Evaluation:
     """Measures the current student and logs the result."""
 
-    def __init__(self, study: Path, config: StudyConfig, device: str, run: Run, generator: OneStepGenerator) -> None:
+    def __init__(
+        self, study: Path, config: StudyConfig, device: str, run: Run, generator: OneStepGenerator
+    ) -> None:
         self._config, self._device, self._run, self._generator = config, device, run, generator
         self._classifier, _ = load_classifier(study, device)
         self._reference = reference_features(self._classifier, config)
@@ -320,10 +357,18 @@ class _Evaluation:
 
 
 def _evaluated(
-    run: Run, training: Training, steps: Iterator[Any], total: int, every: int, evaluate: _Evaluation, report: Report | None
+    run: Run,
+    training: Training,
+    steps: Iterator[Any],
+    total: int,
+    every: int,
+    evaluate: _Evaluation,
+    report: Report | None,
 ) -> Iterator[Any]:
     for step in run.drive(training, steps, total, report, save_every=6_400):
-        if step.images >= total or (crossed(step.images, every, training) and total - step.images > every // 2):
+        if step.images >= total or (
+            crossed(step.images, every, training) and total - step.images > every // 2
+        ):
             evaluate(step.images)
         yield step
 

@@ -1,4 +1,4 @@
-"""Teachers: denoisers trained with EDM's loss, at all noise levels or at one, and the regressed one-step map."""
+"""Teachers: denoisers trained with EDM's loss, at all noise levels or one, and the regressed one-step map."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from featlens_trainers.training import (
     learning_rate,
     lognormal_sigma,
     optimise,
+    seeded,
     set_learning_rate,
     stream,
 )
@@ -26,14 +27,17 @@ from featlens_trainers.training import (
 __all__ = ["edm_loss", "regress_map", "start_teacher", "train_teacher"]
 
 
-def edm_loss(denoiser: EDMDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+def edm_loss(
+    denoiser: EDMDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None
+) -> Tensor:
     """Weighted denoising loss (arXiv 2206.00364, equation 2): mean over the batch of the sum over pixels.
 
     ``x0`` and ``noise`` (B, C, H, W), ``sigma`` (B,).
     """
     estimate = denoiser(x0 + column(sigma, x0) * noise, sigma, labels)
     weight = column(denoiser.scaling.loss_weight(sigma), x0)
-    return (weight * (estimate - x0) ** 2).flatten(1).sum(1).mean()
+    out: Tensor = (weight * (estimate - x0) ** 2).flatten(1).sum(1).mean()
+    return out
 
 
 def start_teacher(denoiser: EDMDenoiser) -> Training:
@@ -71,7 +75,10 @@ def train_teacher(
         else:
             sigma = torch.full((config.batch,), config.sigma)
         noise = torch.randn(x0.shape, generator=numbers).to(x0.device)
-        loss = edm_loss(denoiser, x0, sigma.to(x0.device), noise, None if labels is None else labels[rows])
+        with seeded(seed, "dropout", training.images):
+            loss = edm_loss(
+                denoiser, x0, sigma.to(x0.device), noise, None if labels is None else labels[rows]
+            )
         value = finite(loss.detach(), "the denoising loss", training.images)
         set_learning_rate(optimizer, _rate(training, config, config.images if config.decay else None))
         optimise(optimizer, loss)
@@ -84,7 +91,12 @@ def _rate(training: Training, config: TeacherConfig | RegressionConfig, total: i
 
 
 def regress_map(
-    training: Training, teacher: nn.Module, shape: tuple[int, ...], sigma_init: float, config: RegressionConfig, seed: int
+    training: Training,
+    teacher: nn.Module,
+    shape: tuple[int, ...],
+    sigma_init: float,
+    config: RegressionConfig,
+    seed: int,
 ) -> Iterator[Step]:
     """Regress a network on the teacher's one-step map z -> D(sigma_init z; sigma_init), yielding each step.
 
@@ -99,7 +111,8 @@ def regress_map(
         z = torch.randn((config.batch, *shape), generator=stream(seed, "map", training.images)).to(device)
         with torch.no_grad():
             wanted = target(z)
-        loss = ((student(z) - wanted) ** 2).flatten(1).sum(1).mean()
+        with seeded(seed, "dropout", training.images):
+            loss = ((student(z) - wanted) ** 2).flatten(1).sum(1).mean()
         value = finite(loss.detach(), "the regression loss", training.images)
         set_learning_rate(optimizer, _rate(training, config, config.images))
         optimise(optimizer, loss)

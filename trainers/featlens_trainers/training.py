@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from featlens.errors import FeatlensError
 from featlens.seeds import derive
 from featlens_trainers.ema import ema_decay, ema_update
 
-__all__ = ["Batches", "Step", "Training", "TrainingError", "stream"]
+__all__ = ["Batches", "Step", "Training", "TrainingError", "seeded", "stream"]
 
 
 class TrainingError(FeatlensError):
@@ -34,6 +35,17 @@ def stream(seed: int, *names: int | float | str) -> torch.Generator:
     Loops make one for every step, so a resumed run draws what the uninterrupted one would have drawn.
     """
     return torch.Generator().manual_seed(derive(seed, *names))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *names: int | str) -> Iterator[None]:
+    """Context in which torch's global generator is seeded, and is as before afterwards.
+
+    Layers draw from the global generator: initial weights, and dropout at every step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, *names))
+        yield
 
 
 @dataclass
@@ -67,7 +79,15 @@ class Training:
         return out
 
     def load_tensors(self, tensors: Mapping[str, Tensor], images: int) -> None:
-        """Take over a state that :meth:`tensors` gave; names and shapes must agree."""
+        """Take over a state of :meth:`tensors`; names and shapes must agree, else nothing is changed."""
+        own = {name: tensor for name, tensor in self.tensors().items() if name.startswith("net/")}
+        there = {name: tensor for name, tensor in tensors.items() if name.startswith("net/")}
+        wrong = [name for name in own if name not in there or there[name].shape != own[name].shape]
+        wrong += [name for name in there if name not in own]
+        if wrong:
+            raise FeatlensError(
+                f"the state is of another network: {len(wrong)} tensors differ, first {wrong[0]!r}"
+            )
         for name, network in self.networks.items():
             prefix = f"net/{name}/"
             network.load_state_dict(
@@ -77,8 +97,9 @@ class Training:
             for parameter, key in self._parameter_names(optimizer):
                 prefix = f"opt/{name}/{key}/"
                 entries = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                places = {"step": _state_device(optimizer, parameter)}
                 optimizer.state[parameter] = {
-                    entry: value.clone() if entry == "step" else value.to(parameter.device, copy=True)
+                    entry: value.to(places.get(entry, parameter.device), copy=True)
                     for entry, value in entries.items()
                 }
         self.images = images
@@ -104,6 +125,12 @@ class Training:
             ema_update(self.networks[average], self.networks[live], decay)
 
 
+def _state_device(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.device:
+    """Where an optimiser keeps its step counter: beside the parameter if it is fused, else on the CPU."""
+    beside = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return parameter.device if beside else torch.device("cpu")
+
+
 class Batches:
     """Endless batches of row numbers; every image once per epoch; a pure function of the images seen.
 
@@ -125,7 +152,7 @@ class Batches:
         """Row numbers (batch,) int64 of the batch that starts after ``images`` images."""
         where = torch.arange(images, images + self.batch)
         epochs = where // self.rows
-        wanted = epochs.unique().tolist()
+        wanted = torch.unique(epochs).tolist()
         self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch in wanted}
         for epoch in wanted:
             if epoch not in self._epochs:
@@ -134,18 +161,21 @@ class Batches:
 
 
 def lognormal_sigma(batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """(batch,) noise levels with ln sigma ~ N(mean, std^2), stratified: one draw from each of ``batch`` quantiles."""
+    """(batch,) noise levels, ln sigma ~ N(mean, std^2), stratified: one draw from each ``batch``-quantile."""
     quantile = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
     normal = torch.special.ndtri(quantile.clamp(1e-7, 1 - 1e-7))
     order = torch.randperm(batch, generator=generator)
-    return (mean + std * normal[order]).exp().float()
+    out: Tensor = (mean + std * normal[order]).exp().float()
+    return out
 
 
 def learning_rate(images: int, lr: float, ramp_images: int, total: int | None = None) -> float:
     """Linear rise over ``ramp_images``, then constant, or a half cosine to zero at ``total`` images.
 
-    >>> learning_rate(50, 1.0, 100), learning_rate(200, 1.0, 100), round(learning_rate(550, 1.0, 100, 1000), 6)
-    (0.5, 1.0, 0.5)
+    >>> learning_rate(50, 1.0, 100), learning_rate(200, 1.0, 100)
+    (0.5, 1.0)
+    >>> round(learning_rate(550, 1.0, 100, total=1000), 6)
+    0.5
     """
     if images < ramp_images:
         return lr * images / ramp_images
@@ -165,7 +195,9 @@ def finite(value: Tensor, what: str, images: int, advice: str = "lower the learn
     """``value`` as a float, or a :class:`TrainingError` that says where training broke."""
     number = float(value)
     if not math.isfinite(number):
-        raise TrainingError(f"{what} became {number} after {images:,} images; {advice}; the last saved state is kept")
+        raise TrainingError(
+            f"{what} became {number} after {images:,} images; {advice}; the last saved state is kept"
+        )
     return number
 
 

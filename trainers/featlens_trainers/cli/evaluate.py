@@ -2,7 +2,7 @@
 
 Both are measured in the features of the study's own classifier and depend on the number of images.
 
-featlens evaluate runs/digits/student-teacher-random-reverse_kl-s0
+  featlens evaluate runs/digits/student-teacher-random-reverse_kl-s0
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from featlens.cli.dispatch import add_json
+from featlens.cli.parser import add_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(card))  # noqa: T201
     else:
         print(  # noqa: T201
-            f"Frechet {found.frechet:.4f}, KID {found.kid:.4f} ({found.generated} images, {evaluations} evaluations each, "
-            f"against {found.reference} held-out images)"
+            f"Frechet {found.frechet:.4f}, KID {found.kid:.4f} ({found.generated} images, {evaluations} "
+            f"evaluations each, against {found.reference} held-out images)"
         )
     return 0

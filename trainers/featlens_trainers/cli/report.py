@@ -2,14 +2,14 @@
 
 Of a study that is not finished, too: the page says what is missing.
 
-featlens report runs/digits
+  featlens report runs/digits
 """
 
 from __future__ import annotations
 
 import argparse
 
-from featlens.cli.dispatch import add_json
+from featlens.cli.parser import add_json
 
 __all__ = ["add_arguments", "run"]
 

@@ -2,8 +2,8 @@
 
 Image i depends on (--seed, i) only, whatever --n.
 
-featlens sample runs/digits/teacher -o teacher.png
-featlens sample runs/digits/student-teacher-random-reverse_kl-s0 --n 256 -o images.npy
+  featlens sample runs/digits/teacher -o teacher.png
+  featlens sample runs/digits/student-teacher-random-reverse_kl-s0 --n 256 -o images.npy
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featlens.cli.dispatch import add_json
+from featlens.cli.parser import add_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

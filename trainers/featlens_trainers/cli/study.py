@@ -1,8 +1,8 @@
 """Run a whole study and write its report, or continue one that was interrupted.
 
 STUDY is a preset (digits) or a TOML file of settings. The study trains a classifier (to measure quality), a
-teacher and controls, distils one-step students from every initialisation, captures and compares their features,
-probes them, and ends with the path of report.html. Students run in parallel processes of one thread.
+teacher and controls, distils one-step students from every initialisation, captures and compares their
+features, probes them, and ends with the path of report.html. Students run in processes of one thread.
 
   featlens study digits
   featlens study digits --full -o runs/digits-full
@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from featlens.cli.dispatch import add_json, number_list
+from featlens.cli.parser import add_json, number_list
 
 __all__ = ["add_arguments", "run"]
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="all initialisations, both ratio-network initialisations, three seeds",
+        help="every initialisation, both ratio-network starts, three seeds, twice the images",
     )
     parser.add_argument(
         "--jobs", type=int, help="processes at once, of one thread each (default: the core count)"

@@ -2,15 +2,15 @@
 
 Continues where it was interrupted.
 
-featlens train digits
-featlens train digits --what single_sigma
+  featlens train digits
+  featlens train digits --what single_sigma
 """
 
 from __future__ import annotations
 
 import argparse
 
-from featlens.cli.dispatch import add_json
+from featlens.cli.parser import add_json
 
 __all__ = ["add_arguments", "run"]
 

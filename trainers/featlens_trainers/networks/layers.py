@@ -40,12 +40,14 @@ def linear(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at least four channels a group and at most 32 groups."""
-    return nn.GroupNorm(max(1, min(32, channels // 4)), channels, eps=1e-6)
+    """Group normalisation with at least four channels a group and at most 32 groups, as many as divide."""
+    most = max(1, min(32, channels // 4))
+    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def positional_embedding(position: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding, (B,) -> (B, ``width``): first the sines, then the cosines, frequencies 1 .. 1e-4."""
+    """Sinusoidal embedding, (B,) -> (B, ``width``): the sines, then the cosines, frequencies 1 .. 1e-4."""
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=position.device) / max(half - 1, 1)
     angle = position.float()[:, None] * torch.pow(1e-4, exponent)[None, :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from featlens.denoiser import Preconditioning, column, one_hot
@@ -17,8 +17,8 @@ class RatioNetwork(NoiseEmbedding):
     """Logit ``h(x, sigma) = log p_sigma(x) - log q_sigma(x)`` of data p against student q.
 
     The U-Net's encoder (same names, so a teacher's tensors fit), a group norm, the mean over positions and a
-    linear head. Trained with binary cross-entropy on equally noised real and generated images its optimum is the
-    log density ratio itself (arXiv 2502.08005, section on class-ratio estimation).
+    linear head. Trained with binary cross-entropy on equally noised real and generated images its optimum is
+    the log density ratio itself (arXiv 2502.08005, section on class-ratio estimation).
     """
 
     def __init__(self, config: UNetConfig, sigma_data: float = 0.5) -> None:

@@ -1,7 +1,8 @@
-"""The EDM U-Net of the DDPM++ family, with the released module names (arXiv 2206.00364, appendix F.3, table 7).
+"""The EDM U-Net of the DDPM++ family, with the released names (arXiv 2206.00364, appendix F.3, table 7).
 
-Names are coordinates: ``enc.16x16_block0`` is the first block at 16 x 16 pixels on the way down, ``dec.8x8_up``
-the block that brings the decoder to 8 x 8. One class serves 8 x 8 digits and the 55.73 M-parameter CIFAR network.
+Names are coordinates: ``enc.16x16_block0`` is the first block at 16 x 16 pixels on the way down,
+``dec.8x8_up`` the block that brings the decoder to 8 x 8. One class serves 8 x 8 digits and the 55.73
+M-parameter CIFAR network.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class UNetConfig:
     in_channels, out_channels
         Channels of the image.
     channels
-        Width of the first level; level ``i`` has ``channels * channel_mult[i]``.
+        Width after the input convolution; level ``i`` has ``channels * channel_mult[i]``.
     channel_mult
         One factor a level; each level halves the resolution.
     blocks
@@ -58,17 +59,33 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        divisor = 2 ** (len(self.channel_mult) - 1) if self.channel_mult else 0
-        if not divisor or self.resolution % divisor or self.resolution < divisor:
+        if not self.channel_mult or min(self.channel_mult) < 1:
             raise UsageError(
-                f"network: resolution {self.resolution} cannot be halved {max(len(self.channel_mult) - 1, 0)} "
-                f"times (channel_mult {list(self.channel_mult)}); use fewer levels or another resolution"
+                f"network: channel_mult must be one or more factors above 0, got {list(self.channel_mult)}"
+            )
+        halvings = len(self.channel_mult) - 1
+        if self.resolution < 2**halvings or self.resolution % 2**halvings:
+            raise UsageError(
+                f"network: resolution {self.resolution} cannot be halved {halvings} times "
+                f"(channel_mult {list(self.channel_mult)}); use fewer levels or another resolution"
             )
         for name in ("in_channels", "out_channels", "channels", "blocks", "heads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"network: {name} must be at least 1, got {getattr(self, name)}")
         if self.channels % 4:
             raise UsageError(f"network: channels must be a multiple of 4 (group norm), got {self.channels}")
+        for name in ("labels", "augment_labels"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"network: {name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"network: dropout must be at least 0 and below 1, got {self.dropout}")
+        coarsest = self.resolution >> halvings
+        for resolution, channels, attends in self.levels():
+            if (attends or resolution == coarsest) and channels % self.heads:
+                raise UsageError(
+                    f"network: {channels} channels at resolution {resolution} do not divide into "
+                    f"{self.heads} attention heads; choose a divisor"
+                )
 
     @property
     def embedding(self) -> int:
@@ -90,8 +107,8 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleDict, list[int]]:
     for level, (resolution, channels, attends) in enumerate(config.levels()):
         at = f"{resolution}x{resolution}"
         if level == 0:
-            encoder[f"{at}_conv"] = conv(width, channels, 3)
-            width = channels
+            encoder[f"{at}_conv"] = conv(width, config.channels, 3)
+            width = config.channels
         else:
             encoder[f"{at}_down"] = Block(
                 width, width, config.embedding, resample="down", dropout=config.dropout
@@ -99,7 +116,12 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleDict, list[int]]:
         widths.append(width)
         for index in range(config.blocks):
             encoder[f"{at}_block{index}"] = Block(
-                width, channels, config.embedding, attention=attends, heads=config.heads, dropout=config.dropout
+                width,
+                channels,
+                config.embedding,
+                attention=attends,
+                heads=config.heads,
+                dropout=config.dropout,
             )
             width = channels
             widths.append(width)

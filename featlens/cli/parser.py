@@ -1,0 +1,93 @@
+"""Parsers of commands: one-line errors, nearest matches, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn, Protocol
+
+from featlens.errors import choices_hint
+
+__all__ = ["Command", "Parser", "add_json", "make_parser", "number_list", "terminable"]
+
+
+class Command(Protocol):
+    """What the module of a command offers."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work; the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line, with the nearest option for a misspelled one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``prog: message`` and leave with 2."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            options = [option for action in self._actions for option in action.option_strings]
+            first = unknown.split()[0].split("=")[0]
+            if first.startswith("-"):
+                message += f" ({choices_hint(first, options)})"
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2)
+
+
+def make_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    """Parser of a command, as ``featlens NAME --help`` shows it."""
+    parser = Parser(
+        prog=f"featlens {name}",
+        description=(command.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.add_arguments(parser)
+    return parser
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: workers are stopped and files closed."""
+    import signal
+    import threading
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    own = threading.current_thread() is threading.main_thread()
+    own = own and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Option ``--json`` as it means everywhere: machine-readable data on stdout."""
+    parser.add_argument("--json", action="store_true", help="print JSON to stdout")
+
+
+def number_list(kind: type[Any]) -> Any:
+    """Argument type for comma-separated numbers or names."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            return [kind(part.strip()) for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {kind.__name__}s separated by commas, got {text!r}"
+            ) from None
+
+    parse.__name__ = f"{kind.__name__} list"
+    return parse
