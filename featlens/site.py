@@ -27,6 +27,8 @@ def sites(module: nn.Module, patterns: str | Sequence[str] | None = None) -> lis
     ``*`` stays inside one level of the path and ``**`` crosses levels: ``"enc.*"`` gives the encoder's
     blocks, ``"enc.**"`` also everything inside them.
 
+    Examples
+    --------
     >>> from torch import nn
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
     ['0', '1']

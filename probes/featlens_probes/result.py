@@ -112,7 +112,9 @@ class ProbeResult:
         """Object with ``cells``, ``best``, the sizes of the split and ``provenance``."""
         attrs = {key: int(self.data.attrs[key]) for key in ("n_fit", "n_test", "classes", "splits", "seed")}
         provenance = json.loads(self.data.attrs["provenance"])
-        return json.dumps({"cells": self.cells(), "best": self.best(), **attrs, "provenance": provenance})
+        # JSON knows no NaN, which is what chance is without permutations.
+        best = {key: None if value != value else value for key, value in self.best().items()}
+        return json.dumps({"cells": self.cells(), "best": best, **attrs, "provenance": provenance})
 
     def save(self, path: os.PathLike[str] | str) -> None:
         """Write JSON (``.json``), netCDF (``.nc``) or CSV (``.csv``), atomically."""

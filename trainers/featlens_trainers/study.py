@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from featlens_trainers.config import config_difference, from_mapping, to_mapping
 from featlens_trainers.executor import Job, Monitor, Outcome, run_jobs
 from featlens_trainers.presets import StudyConfig
 
-__all__ = ["Study"]
+__all__ = ["Monitoring", "Study"]
+
+Monitoring = Callable[[int], AbstractContextManager[Monitor]]
+"""From the number of jobs to a context manager that yields a :class:`Monitor`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Study:
         self,
         jobs: int = 1,
         device: str = "cpu",
-        monitor: Callable[[int], Any] | None = None,
+        monitor: Monitoring | None = None,
     ) -> Path:
         """Do all that is not done yet; write ``results.json``, ``results.nc``, pictures and ``report.html``.
 
@@ -147,9 +151,11 @@ class Study:
                 write_text(self.folder / "study.toml", to_toml(self.config))
             start = time.monotonic()
             todo = self.jobs(device)
-            with (monitor or progress_monitor)(len(todo)) as heard:
-                outcomes = run_jobs(todo, jobs, _checked_monitor(heard))
-            self._note_session(time.monotonic() - start, jobs, device)
+            try:
+                with (monitor or progress_monitor)(len(todo)) as heard:
+                    outcomes = run_jobs(todo, jobs, heard)
+            finally:
+                self._note_session(time.monotonic() - start, jobs, device)
             failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
             if (self.folder / "teacher" / "snapshots").exists() or not failed:
                 results = collect(self.folder, self.config, {n: o.message for n, o in failed.items()})
@@ -164,7 +170,7 @@ class Study:
         names: Sequence[str],
         jobs: int = 1,
         device: str = "cpu",
-        monitor: Callable[[int], Any] | None = None,
+        monitor: Monitoring | None = None,
     ) -> None:
         """Do the named jobs and what they need; no report is written."""
         from featlens_trainers.monitor import progress_monitor
@@ -182,7 +188,7 @@ class Study:
             lock(self.folder / ".lock", f"the study in {self.folder}"),
             (monitor or progress_monitor)(len(todo)) as heard,
         ):
-            outcomes = run_jobs(todo, jobs, _checked_monitor(heard))
+            outcomes = run_jobs(todo, jobs, heard)
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
         if failed:
             raise FeatlensError(_failure_line(failed))
@@ -197,11 +203,6 @@ class Study:
             {"seconds": round(seconds, 1), "jobs": jobs, "device": device, "cores": os.cpu_count()}
         )
         write_text(path, json.dumps(sessions) + "\n")
-
-
-def _checked_monitor(heard: Any) -> Monitor:
-    monitor: Monitor = heard
-    return monitor
 
 
 def _failure_line(failed: dict[str, Outcome]) -> str:

@@ -25,12 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect what is there and render it."""
+    from pathlib import Path
+
+    from featlens.files import make_folder
     from featlens_trainers.cli.study import show
     from featlens_trainers.results import collect, write_results
     from featlens_trainers.study import Study
     from featlens_trainers.study_report import write_report
 
     study = Study.open(args.run)
+    if args.out:
+        make_folder(Path(args.out).parent)
     results = collect(study.folder, study.config)
     write_results(study.folder, results)
     return show(study, write_report(study.folder, study.config, results, args.out), args.json)

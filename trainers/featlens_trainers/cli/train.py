@@ -61,7 +61,8 @@ def run_jobs_of(args: argparse.Namespace, design: dict[str, tuple[object, ...]],
         }
         Study.open(folder, dataclasses.replace(config, **same))
         config = there
-    study = Study(folder, dataclasses.replace(config, **design))  # type: ignore[arg-type]
+    # Not through open: the design of this call is not that of the study.
+    study = dataclasses.replace(Study.open(folder, config), config=dataclasses.replace(config, **design))  # type: ignore[arg-type]
     if args.dry_run:
         print(json.dumps({"folder": str(folder / name), "config": to_mapping(study.config)}, indent=2))  # noqa: T201
         return 0
