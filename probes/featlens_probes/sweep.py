@@ -70,10 +70,11 @@ def probe(
             f"probe: splits must be at least 1 and permutations at least 0, got {splits} and {permutations}"
         )
     rows = _splits(codes, splits, test, seed)
+    resamples = _resamples(len(codes), np.random.default_rng(derive(seed, "bootstrap")))
     cells = np.empty((len(levels), len(names), 6))
     for i, sigma in enumerate(levels):
         for j, site in enumerate(names):
-            cells[i, j] = _cell(store.read(site, sigma), codes, classes, rows, permutations, seed)
+            cells[i, j] = _cell(store.read(site, sigma), codes, classes, rows, resamples, permutations, seed)
             if progress is not None:
                 progress(i * len(names) + j + 1, len(levels) * len(names))
     n_test = len(rows[0][1])
@@ -122,6 +123,7 @@ def _cell(
     codes: NDArray[np.int64],
     classes: int,
     rows: list[tuple[Any, Any]],
+    resamples: NDArray[np.float64],
     permutations: int,
     seed: int,
 ) -> tuple[float, ...]:
@@ -137,7 +139,7 @@ def _cell(
         chance += _chance(
             features, codes, classes, (fit_rows, test_rows), estimator.penalty_, permutations, rng
         )
-    low, high = _bootstrap(right, tested, np.random.default_rng(derive(seed, "bootstrap")))
+    low, high = _interval(right, tested, resamples)
     levels = (float(np.mean(chance)), float(np.quantile(chance, 0.95))) if chance else (np.nan, np.nan)
     return float(right.sum() / tested.sum()), low, high, float(np.mean(validation)), *levels
 
@@ -162,8 +164,14 @@ def _chance(
     return [float(share) for share in hits.mean(axis=0)]
 
 
-def _bootstrap(right: NDArray[Any], tested: NDArray[Any], rng: np.random.Generator) -> tuple[float, float]:
+def _resamples(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How often each sample is drawn in each bootstrap sample, (BOOTSTRAPS, count); shared by all cells."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS).astype(np.float64)
+
+
+def _interval(
+    right: NDArray[Any], tested: NDArray[Any], resamples: NDArray[np.float64]
+) -> tuple[float, float]:
     """95 % interval of the accuracy over resampled samples; a sample's tests in all splits stay together."""
-    weights = rng.multinomial(len(right), np.full(len(right), 1 / len(right)), size=BOOTSTRAPS)
-    low, high = np.quantile((weights @ right) / np.maximum(weights @ tested, 1), [0.025, 0.975])
+    low, high = np.quantile((resamples @ right) / np.maximum(resamples @ tested, 1), [0.025, 0.975])
     return float(low), float(high)
