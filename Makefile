@@ -11,7 +11,6 @@ STAMP_DEV := $(VENV)/.stamp-dev
 # Present while pip works: found at the start of a run, it says that an installation was cut short.
 BUSY := $(VENV)/.installing
 EXTRAS := dev,notebooks,docs
-DIGITS := runs/digits
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle OpenMP threads must sleep: on shared cores spinning ones cost a factor of 2 to 5.
@@ -31,7 +30,7 @@ help:  ## show this list
 	@echo "Options: ARGS='...' goes to the command behind demo, test and notebooks; PYTHON=python3.12 chooses the Python."
 
 demo: $(STAMP_RUN)  ## run the study on real handwritten digits into runs/digits and write its report
-	$(BIN)/featlens study digits -o $(DIGITS) $(ARGS)
+	$(BIN)/featlens study digits $(ARGS)
 
 test: $(STAMP_DEV)  ## run the tests on all cores and show the coverage
 	$(QUIET_THREADS) $(BIN)/pytest -n auto --cov --cov-report=term $(ARGS)

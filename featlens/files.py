@@ -9,11 +9,22 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from featlens.errors import FeatlensError
 
-__all__ = ["atomic_path", "explain_os_error", "lock", "make_folder", "write_bytes", "write_text"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "atomic_path",
+    "explain_os_error",
+    "lock",
+    "make_folder",
+    "write_bytes",
+    "write_netcdf",
+    "write_text",
+]
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -74,6 +85,19 @@ def write_bytes(path: os.PathLike[str] | str, data: bytes) -> None:
 def write_text(path: os.PathLike[str] | str, text: str) -> None:
     """Write UTF-8 ``text`` atomically."""
     write_bytes(path, text.encode())
+
+
+def write_netcdf(path: os.PathLike[str] | str, data: xr.Dataset) -> None:
+    """Write a data set as netCDF-4, atomically; made in memory, because HDF5 crashes where a disk is full."""
+    import io
+
+    import h5netcdf  # type: ignore[import-untyped,unused-ignore]
+    from xarray.backends import H5NetCDFStore
+
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        data.dump_to_store(H5NetCDFStore(file))
+    write_bytes(path, buffer.getvalue())
 
 
 def make_folder(path: os.PathLike[str] | str) -> Path:

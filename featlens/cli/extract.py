@@ -98,7 +98,9 @@ def check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:0, mps, ...") from None
+        kind = "unknown"
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device {device!r}: expected cpu, cuda, cuda:0, mps, ...")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build "

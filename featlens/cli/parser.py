@@ -78,16 +78,21 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON to stdout")
 
 
+NAMES = {float: "numbers", int: "whole numbers", str: "names"}
+
+
 def number_list(kind: type[Any]) -> Any:
     """Argument type for comma-separated numbers or names."""
 
     def parse(text: str) -> list[Any]:
+        wanted = f"expected {NAMES[kind]} separated by commas, got {text!r}"
         try:
-            return [kind(part.strip()) for part in text.split(",") if part.strip()]
+            found = [kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"expected {kind.__name__}s separated by commas, got {text!r}"
-            ) from None
+            raise argparse.ArgumentTypeError(wanted) from None
+        if not found:
+            raise argparse.ArgumentTypeError(wanted)
+        return found
 
     parse.__name__ = f"{kind.__name__} list"
     return parse

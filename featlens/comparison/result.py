@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import StoreError, UsageError, choices_hint
-from featlens.files import atomic_path
+from featlens.files import write_netcdf, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,11 +155,10 @@ class Comparison:
         target = Path(path)
         if target.suffix not in (".nc", ".csv"):
             raise UsageError(f"{target}: expected a name that ends in .nc or .csv")
-        with atomic_path(target) as temporary:
-            if target.suffix == ".csv":
-                self.to_frame().to_csv(temporary, index=False)
-            else:
-                self.data.to_netcdf(temporary, engine="h5netcdf")
+        if target.suffix == ".csv":
+            write_text(target, self.to_frame().to_csv(index=False))
+        else:
+            write_netcdf(target, self.data)
 
     @classmethod
     def load(cls, path: os.PathLike[str] | str) -> Comparison:

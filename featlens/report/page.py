@@ -40,6 +40,9 @@ class Page:
     def section(self, title: str, *parts: Markup) -> None:
         """Append a section."""
         name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+        taken = {anchor for anchor, _, _ in self._sections}
+        while name in taken:
+            name += "-"
         self._sections.append((name, title, list(parts)))
 
     def html(self) -> str:
@@ -137,7 +140,10 @@ def explorer(
     menus = []
     for position, choice in enumerate(choices):
         values = list(dict.fromkeys(key.split("|")[position] for key in panels))
-        options = Markup("").join(Markup("<option>{}</option>").format(value) for value in values)
+        # Without an attribute the value would be the text with its white space tidied up.
+        options = Markup("").join(
+            Markup('<option value="{0}">{0}</option>').format(value) for value in values
+        )
         menus.append(
             Markup('<label>{choice} <select data-for="{name}">{options}</select></label>').format(
                 choice=choice, name=name, options=options

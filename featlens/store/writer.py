@@ -7,6 +7,7 @@ then renamed into place. From there on only raw data changes: whole chunks, a fl
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import weakref
@@ -229,6 +230,29 @@ class _Encoder:
         self._file.close()
 
 
+class _Patient(io.FileIO):
+    """A file that takes every write and keeps the first failure, on which HDF5 would crash at exit."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+
 def _lay_down(
     path: Path,
     sites: Sequence[SiteInfo],
@@ -241,7 +265,7 @@ def _lay_down(
     import h5py
 
     rows = chunk_rows(len(ids), [site.width for site in sites], dtype.itemsize)
-    with h5py.File(path, "w") as file:
+    with _Patient(path, "r+") as patient, h5py.File(patient, "w") as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = np.int64(VERSION)
         file.attrs["complete"] = np.int64(0)
@@ -263,6 +287,8 @@ def _lay_down(
                 scale += "_"
             taken.add(scale)
             _lay_down_site(file, group, site, scale, (len(sigmas), len(ids), rows), dtype)
+    if patient.failure is not None:
+        raise patient.failure
 
 
 def _lay_down_site(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featlens import FeatureStore
 from featlens.errors import UsageError
-from featlens.files import atomic_path, write_text
+from featlens.files import write_netcdf, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,11 +122,9 @@ class ProbeResult:
         if target.suffix == ".json":
             write_text(target, self.to_json() + "\n")
         elif target.suffix == ".csv":
-            with atomic_path(target) as temporary:
-                self.to_frame().to_csv(temporary, index=False)
+            write_text(target, self.to_frame().to_csv(index=False))
         elif target.suffix == ".nc":
-            with atomic_path(target) as temporary:
-                self.data.to_netcdf(temporary, engine="h5netcdf")
+            write_netcdf(target, self.data)
         else:
             raise UsageError(f"{target}: expected a name that ends in .json, .nc or .csv")
 

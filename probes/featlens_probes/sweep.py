@@ -69,6 +69,8 @@ def probe(
         raise UsageError(
             f"probe: splits must be at least 1 and permutations at least 0, got {splits} and {permutations}"
         )
+    if not levels:
+        raise UsageError("probe: no sigma was asked for; leave sigmas out for all that the file has")
     rows = _splits(codes, splits, test, seed)
     resamples = _resamples(len(codes), np.random.default_rng(derive(seed, "bootstrap")))
     cells = np.empty((len(levels), len(names), 6))

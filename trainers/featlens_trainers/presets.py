@@ -243,7 +243,7 @@ def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | Non
     elif name.endswith(".toml"):
         mapping = read_toml(Path(name))
         base = mapping.get("preset", "digits")
-        if base not in PRESETS:
+        if not isinstance(base, str) or base not in PRESETS:
             raise UsageError(f"{name}: unknown preset {base!r}: {choices_hint(str(base), PRESETS)}")
         config = from_mapping(StudyConfig, mapping, PRESETS[base])
     else:

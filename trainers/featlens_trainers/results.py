@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featlens.files import atomic_path, write_text
+from featlens.files import write_netcdf, write_text
 from featlens_trainers.analysis import analysis_paths
 from featlens_trainers.config import to_mapping
 from featlens_trainers.presets import StudyConfig
@@ -154,11 +154,20 @@ def _features(study: Path, config: StudyConfig) -> dict[str, Any]:
     return out
 
 
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_results(study: Path, results: Mapping[str, Any]) -> None:
     """Write ``results.json`` and ``results.nc`` (distances by student and images seen)."""
     import xarray as xr
 
-    write_text(study / "results.json", json.dumps(results) + "\n")
+    write_text(study / "results.json", json.dumps(_without_nan(results)) + "\n")
     done = [student for student in results["students"] if student["curve"]]
     images = sorted({point["images"] for student in done for point in student["curve"]})
     tables = {name: np.full((len(done), len(images)), np.nan) for name in ("frechet", "kid")}
@@ -178,5 +187,4 @@ def write_results(study: Path, results: Mapping[str, Any]) -> None:
         },
         attrs={"format": "featlens.study", "version": 1, "reference": "held-out images, classifier features"},
     )
-    with atomic_path(study / "results.nc") as temporary:
-        data.to_netcdf(temporary, engine="h5netcdf")
+    write_netcdf(study / "results.nc", data)

@@ -1,0 +1,242 @@
+"""Killed writers, full disks and two writers at once: what was complete stays readable and is continued."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from featlens.errors import FeatlensError
+from featlens.store import FeatureStore, FeatureWriter, SiteInfo
+
+# Writes a file block by block, continuing what is there; every number is a function of its place alone.
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from featlens.errors import FeatlensError
+from featlens.store import FeatureStore, FeatureWriter, SiteInfo
+
+N, SIGMAS, WIDTHS = 2000, [0.5, 2.0], {"enc.conv": 48, "dec.conv": 7}
+
+def open_writer(path):
+    if path.exists():
+        return FeatureWriter.resume(path, {"model": "m"})
+    sites = [SiteInfo(name, order, width) for order, (name, width) in enumerate(WIDTHS.items())]
+    return FeatureWriter.create(path, sites, SIGMAS, np.arange(N), {"model": "m"})
+
+def block(index, start, stop):
+    rows = np.arange(start, stop, dtype=np.float32)[:, None]
+    return {name: rows * 1000 + np.arange(width, dtype=np.float32) + index for name, width in WIDTHS.items()}
+
+def fill(writer, blocks=10**9):
+    for index in range(len(SIGMAS)):
+        while writer.done(index) < N and blocks > 0:
+            start = writer.done(index)
+            writer.append(index, block(index, start, min(start + writer.block, N)))
+            blocks -= 1
+
+path = Path(sys.argv[1])
+"""
+
+KILLS = (
+    WRITER
+    + """
+import json, os, random, signal, time
+begun = time.perf_counter()
+with open_writer(path) as writer:
+    fill(writer)
+whole, seconds = path.read_bytes(), time.perf_counter() - begun
+draws, cut, kills, midway = random.Random(int(sys.argv[2])), path.with_name("cut.h5"), 0, 0
+while midway < int(sys.argv[3]) and kills < 100:
+    kills += 1
+    if cut.exists() and FeatureStore(cut).complete:
+        cut.unlink()
+    child = os.fork()
+    if child == 0:
+        with open_writer(cut) as writer:
+            fill(writer)
+        os._exit(0)
+    time.sleep(draws.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if cut.exists():
+        with FeatureStore(cut) as store:
+            done = store.rows_done.tolist()
+            midway += 0 < sum(done) < N * len(SIGMAS)
+            for index, sigma in enumerate(SIGMAS):
+                for site, expected in block(index, 0, done[index]).items():
+                    assert np.array_equal(store.read(site, sigma, slice(0, done[index])), expected)
+with open_writer(cut) as writer:
+    fill(writer)
+print(json.dumps({"same": cut.read_bytes() == whole, "midway": midway}))
+"""
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.h5"
+
+
+def checked(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def expected(site, index, rows):
+    width = {"enc.conv": 48, "dec.conv": 7}[site]
+    return np.arange(rows)[:, None] * 1000 + np.arange(width) + index
+
+
+def test_a_writer_that_dies_without_closing_leaves_a_file_that_resumes(path, python):
+    die = "import os; writer = open_writer(path); writer.append(0, block(0, 0, 768)); os._exit(9)"
+    result = python(WRITER + die, path)
+    assert result.returncode == 9, result.stderr
+    with FeatureStore(path) as store:
+        assert not store.complete
+        assert store.rows_done.tolist() == [768, 0]
+        assert np.array_equal(store.read("enc.conv", 0.5, slice(0, 768)), expected("enc.conv", 0, 768))
+    checked(python(WRITER + "\nwith open_writer(path) as writer: fill(writer)", path))
+    with FeatureStore(path) as store:
+        assert store.complete
+        for index, sigma in enumerate((0.5, 2.0)):
+            for site in ("enc.conv", "dec.conv"):
+                assert np.array_equal(store.read(site, sigma), expected(site, index, 2000))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments_and_resumed_the_file_has_the_bytes_of_an_uninterrupted_one(path, python):
+    told = json.loads(checked(python(KILLS, path, 7, 5)))
+    assert told["midway"] == 5, "the kills came too early or too late to show anything"
+    assert told["same"]
+
+
+def test_a_complete_file_whose_writer_died_before_closing_becomes_complete_on_resume(path, python):
+    python(WRITER + "import os; fill(open_writer(path)); os._exit(9)", path)
+    with FeatureStore(path) as store:
+        assert store.rows_done.tolist() == [2000, 2000]
+        assert not store.complete
+    FeatureWriter.resume(path, {"model": "m"}).close()
+    with FeatureStore(path) as store:
+        assert store.complete
+
+
+@pytest.mark.parametrize(("rows", "start"), [(600, 0), (600, 512), (100, 0)])
+def test_a_chunk_that_a_kill_tore_is_replaced_in_place(path, tmp_path, rows, start):
+    values = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
+    for target in (path, tmp_path / "whole.h5"):
+        with FeatureWriter.create(target, [SiteInfo("a", 0, 3)], [0.5], np.arange(rows), {}) as writer:
+            if start:
+                writer.append(0, {"a": values[:start]})
+            if target != path:
+                writer.append(0, {"a": values[start:]})
+    with h5py.File(path) as file:
+        chunk = file["sites/a"].id.get_chunk_info_by_coord((0, start, 0))
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(values[start : start + 5].tobytes())
+    with FeatureWriter.resume(path, {}) as writer:
+        writer.append(0, {"a": values[start:]})
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_second_writer_in_another_process_is_refused_and_harms_nothing(path, python):
+    again = """
+for attempt in (lambda: FeatureWriter.resume(path, {"model": "m"}),
+                lambda: FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], [1], {}),
+                lambda: FeatureStore(path)):
+    try:
+        attempt()
+        print("not refused")
+    except FeatlensError as error:
+        print(error)
+"""
+    values = np.ones((9, 2), dtype=np.float32)
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], np.arange(9), {"model": "m"}) as writer:
+        lines = checked(python(WRITER + again, path)).splitlines()
+        writer.append(0, {"a": values})
+    assert lines == [f"{path} is being written in another process; wait for it to finish"] * 3
+    with FeatureStore(path) as store:
+        assert np.array_equal(store.read("a", 0.5), values)
+
+
+LIMITED = """
+import resource
+from featlens.comparison import Comparison
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+"""
+
+
+def test_a_disk_too_small_for_a_new_file_leaves_the_old_one_as_it_was(path, python, make_store):
+    pytest.importorskip("resource")
+    make_store(path)
+    before = path.read_bytes()
+    create = """
+limit(100_000)
+try:
+    FeatureWriter.create(path, [SiteInfo("a", 0, 100)], [0.5], np.arange(5000), {})
+except FeatlensError as error:
+    print(error)
+"""
+    result = python(WRITER + LIMITED + create, path)
+    assert checked(result) == (
+        f"{path}: the file size limit was reached; raise it (ulimit -f) and run the same command again\n"
+    )
+    assert result.stderr == ""
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.h5"]
+
+
+def test_a_disk_that_fills_up_while_writing_keeps_what_was_done(path, python):
+    pytest.importorskip("resource")
+    append = """
+try:
+    with open_writer(path) as writer:
+        fill(writer, blocks=3)
+        limit(path.stat().st_size // 2)
+        fill(writer)
+except FeatlensError as error:
+    print(error)
+"""
+    result = python(WRITER + LIMITED + append, path)
+    assert checked(result) == (
+        f"{path}: the file size limit was reached; raise it (ulimit -f) and run the same command again\n"
+    )
+    assert result.stderr == ""
+    with FeatureStore(path) as store:
+        done = store.rows_done.tolist()
+        assert done[0] >= 768
+        assert not store.complete
+        for index, sigma in enumerate((0.5, 2.0)):
+            rows = slice(0, done[index])
+            assert np.array_equal(
+                store.read("dec.conv", sigma, rows), expected("dec.conv", index, done[index])
+            )
+    checked(python(WRITER + "\nwith open_writer(path) as writer: fill(writer)", path))
+    with FeatureStore(path) as store:
+        assert np.array_equal(store.read("enc.conv", 2.0), expected("enc.conv", 1, 2000))
+
+
+def test_an_output_in_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    sites = [SiteInfo("a", 0, 2)]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        FeatlensError, match="a part of the path is a file, not a folder; choose another output"
+    ):
+        FeatureWriter.create(tmp_path / "file" / "a.h5", sites, [0.5], [1], {})
+    with pytest.raises(FeatlensError, match="there is no such file or folder; check the path"):
+        FeatureWriter.create(tmp_path / "nowhere" / "a.h5", sites, [0.5], [1], {})
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(FeatlensError, match="permission denied; choose another output"):
+        FeatureWriter.create(folder / "a.h5", [SiteInfo("a", 0, 2)], [0.5], [1], {})
