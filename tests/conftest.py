@@ -125,20 +125,42 @@ def make_denoiser() -> Callable[..., Any]:
     return make
 
 
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+runpy.run_module("featlens", run_name="__main__")
+"""
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``python -m featlens ARGUMENTS`` in its own process; ``path`` is put before all other packages."""
+    """Runs ``python -m featlens ARGUMENTS`` in its own process.
+
+    ``path`` comes before all other packages; no file may grow beyond ``limit`` bytes, as on a full disk.
+    """
 
     def run(
-        *arguments: Any, cwd: Path = tmp_path, path: Path | None = None, **options: Any
+        *arguments: Any,
+        cwd: Path = tmp_path,
+        path: Path | None = None,
+        limit: int | None = None,
+        stdout: Any = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         if path is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), os.environ.get("PYTHONPATH"))))
-        where = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        words = [sys.executable, "-m", "featlens", *map(str, arguments)]
-        return subprocess.run(words, cwd=cwd, env=env, text=True, timeout=120, check=False, **where)
+        start = ["-m", "featlens"] if limit is None else ["-c", LIMITED.format(limit)]
+        return subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            cwd=cwd,
+            env=env,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     return run
 

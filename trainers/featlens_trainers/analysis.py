@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featlens_probes import probe
-
 from featlens import compare, extract
 from featlens.denoiser import EDMDenoiser, weights_digest
 from featlens.errors import FeatlensError
 from featlens.files import make_folder, write_text
+from featlens_probes import probe
 from featlens_trainers.config import to_mapping
 from featlens_trainers.initialisation import build_denoiser, student_seed
 from featlens_trainers.presets import StudyConfig

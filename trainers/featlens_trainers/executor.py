@@ -182,7 +182,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # The first optimiser of a process imports torch._dynamo, which takes seconds: once here, not in every worker.
+    # The first optimiser of a process imports torch._dynamo, which takes seconds: once here, not in each worker.
     context.set_forkserver_preload(["featlens_trainers.tasks", "featlens_trainers.analysis", "torch._dynamo"])
     return context
 

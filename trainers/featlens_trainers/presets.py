@@ -7,12 +7,14 @@ at (docs/results/digits.md tells how). Everything is counted in images, not in s
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featlens.errors import UsageError, choices_hint
 from featlens.files import explain_os_error
+from featlens.reduce import resolve as resolve_reduction
 from featlens_trainers.config import from_mapping
 from featlens_trainers.networks.unet import UNetConfig
 
@@ -160,7 +162,9 @@ class EvaluationConfig:
     grid: int = 8
 
     def __post_init__(self) -> None:
-        _positive(self, "images", "times", "heun_steps", "grid")
+        _positive(self, "times", "heun_steps", "grid")
+        if self.images < 2:
+            raise UsageError(f"configuration: evaluation.images must be at least 2, got {self.images}")
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,10 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "permutations", "probe_splits")
-        if not self.sigmas or min(self.sigmas) <= 0:
+        resolve_reduction(self.reduce)
+        if not self.sites:
+            raise UsageError("configuration: sites must be one or more patterns, got none")
+        if not self.sigmas or not all(0 < sigma < math.inf for sigma in self.sigmas):
             raise UsageError(
                 f"configuration: sigmas must be one or more numbers above 0, got {list(self.sigmas)}"
             )

@@ -145,6 +145,7 @@ class Study:
         from featlens_trainers.results import collect, write_results
         from featlens_trainers.study_report import write_report
 
+        _require_sites(self.config)
         make_folder(self.folder)
         with lock(self.folder / ".lock", f"the study in {self.folder}"):
             if not (self.folder / "study.toml").exists():
@@ -203,6 +204,17 @@ class Study:
             {"seconds": round(seconds, 1), "jobs": jobs, "device": device, "cores": os.cpu_count()}
         )
         write_text(path, json.dumps(sessions) + "\n")
+
+
+def _require_sites(config: StudyConfig) -> None:
+    """Refuse site patterns that match nothing before anything is trained."""
+    import torch
+
+    from featlens.site import sites
+    from featlens_trainers.networks import UNet
+
+    with torch.device("meta"):
+        sites(UNet(config.network), config.features.sites)
 
 
 def _failure_line(failed: dict[str, Outcome]) -> str:
