@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, UsageError
 from featlens_trainers.executor import Job, Outcome, run_jobs
 
 # Workers import their task by name, so the tasks of these tests lie in a module of their own.
@@ -151,6 +151,12 @@ def test_jobs_that_can_never_start_are_refused_before_any_work(tmp_path, tasks, 
 @pytest.mark.parametrize("workers", ALL_WORKERS)
 def test_nothing_to_do_is_done(workers: int) -> None:
     assert run_jobs([], workers, Heard()) == {}
+
+
+def test_a_negative_number_of_workers_is_refused(tmp_path: Path, tasks) -> None:
+    with pytest.raises(UsageError, match="must be at least 0 .*, got -1"):
+        run_jobs([Job("a", tasks.note, (tmp_path, "a"))], -1, Heard())
+    assert log(tmp_path) == []
 
 
 # --- failures -----------------------------------------------------------------------------------------------

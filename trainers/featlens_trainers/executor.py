@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, UsageError
 from featlens.files import explain_os_error
 
 __all__ = ["Job", "Monitor", "Outcome", "run_jobs"]
@@ -68,6 +68,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, O
     With ``workers`` 0 they run one after the other in this process. On KeyboardInterrupt the workers are
     stopped; what they saved stays.
     """
+    if workers < 0:
+        raise UsageError(f"jobs: the number of processes must be at least 0 (0: this process), got {workers}")
     outcomes: dict[str, Outcome] = {}
     waiting = list(jobs)
     _require_startable(waiting)
@@ -182,7 +184,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # The first optimiser of a process imports torch._dynamo, which takes seconds: once here, not in each worker.
+    # A process' first optimiser imports torch._dynamo, which takes seconds: here, not in each worker.
     context.set_forkserver_preload(["featlens_trainers.tasks", "featlens_trainers.analysis", "torch._dynamo"])
     return context
 
