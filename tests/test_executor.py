@@ -154,7 +154,7 @@ def test_nothing_to_do_is_done(workers: int) -> None:
 
 
 def test_a_negative_number_of_workers_is_refused(tmp_path: Path, tasks) -> None:
-    with pytest.raises(UsageError, match="must be at least 0 .*, got -1"):
+    with pytest.raises(UsageError, match=r"must be at least 0 .*, got -1"):
         run_jobs([Job("a", tasks.note, (tmp_path, "a"))], -1, Heard())
     assert log(tmp_path) == []
 
