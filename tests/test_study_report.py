@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featlens_trainers import Study, study_figures
+from featlens_trainers import Study, StudyConfig, study_figures
 from featlens_trainers.results import collect, summarise, write_results
 from featlens_trainers.study_report import grid, result_lines, summary_rows, write_report
 from featlens_trainers.study_text import KEEPS, short_name, what_came_out
@@ -298,3 +298,19 @@ def test_a_grid_of_colour_images() -> None:
     canvas = grid(np.stack([np.full((3, 2, 2), -1.0), *[np.full((3, 2, 2), 1.0)] * 3]))
     assert canvas.shape == (5, 5, 3) and canvas[0, 0].tolist() == [0, 0, 0]
     assert canvas[4, 4].tolist() == [255, 255, 255]
+
+
+def test_students_that_were_still_improving_are_named() -> None:
+    def student(init: str, *distances: float) -> dict[str, Any]:
+        curve = [{"images": index, "frechet": value, "kid": 0.0} for index, value in enumerate(distances)]
+        return {"init": init, "status": "done", "curve": curve}
+
+    students = [
+        student("teacher", 5.0, 1.0, 0.95),
+        student("random", 9.0, 5.0, 4.0),
+        student("random", 9.0, 5.0, 3.0),
+    ]
+    said = " ".join(what_came_out(StudyConfig(), {"students": students, "summary": []}))
+    assert "tenth): random." in said
+    level = [student("teacher", 5.0, 1.0, 0.95)]
+    assert "Still improving" not in " ".join(what_came_out(StudyConfig(), {"students": level, "summary": []}))

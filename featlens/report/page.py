@@ -169,10 +169,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = 
 
     head = line("th", headers)
     body = Markup("").join(line("td", row) for row in rows)
-    title = Markup("<caption>{}</caption>").format(caption) if caption else Markup("")
-    return Markup('<div class="scroll"><table>{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
-        title, head, body
-    )
+    # Not a <caption>: on narrow screens it would scroll out of sight with the table.
+    title = Markup('<p class="note">{}</p>').format(caption) if caption else Markup("")
+    label = Markup(' aria-label="{}"').format(caption) if caption else Markup("")
+    scrolled = Markup('<div class="scroll"><table{}><thead>{}</thead><tbody>{}</tbody></table></div>')
+    return title + scrolled.format(label, head, body)
 
 
 def _looks_numeric(value: Any) -> bool:

@@ -131,7 +131,7 @@ def _bands(
     return traces
 
 
-LEGEND = {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0}
+LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0}
 
 
 def curves(results: Mapping[str, Any], measure: str) -> Any:
@@ -191,7 +191,7 @@ def final_distances(results: Mapping[str, Any]) -> Any:
     _reference_lines(chart, results, "x")
     present = [init for init in reversed(INITIALISATIONS) if any(key[0] == init for key in _groups(results))]
     chart.update_layout(
-        xaxis={"type": "log", "title": {"text": "Frechet distance to held-out images"}},
+        xaxis={"type": "log", "title": {"text": "Frechet distance"}},
         yaxis={"categoryorder": "array", "categoryarray": present, "automargin": True},
         legend=LEGEND,
         margin={"t": 56},

@@ -53,6 +53,12 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
             ]
             if rows:
                 out.append(_order(rows, ratio, divergence))
+    moving = _still_improving(results)
+    if moving:
+        out.append(
+            "Still improving when the run ended (the last stretch lowered the distance by more than a tenth): "
+            f"{', '.join(moving)}. Longer runs may order these differently."
+        )
     seeds = len(config.seeds)
     if seeds == 1:
         out.append(
@@ -69,6 +75,16 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
             "enter through it and the student's own start is the only difference."
         )
     return out
+
+
+def _still_improving(results: Mapping[str, Any]) -> list[str]:
+    """Initialisations of which more than half of the students were still improving at the end."""
+    votes: dict[str, list[bool]] = {}
+    for student in results["students"]:
+        if student["status"] == "done" and len(student["curve"]) > 2:
+            before, last = (student["curve"][index]["frechet"] for index in (-2, -1))
+            votes.setdefault(student["init"], []).append(last < 0.9 * before)
+    return [init for init, found in votes.items() if sum(found) > len(found) / 2]
 
 
 def _order(rows: list[Mapping[str, Any]], ratio: str, divergence: str) -> str:
