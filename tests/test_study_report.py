@@ -311,6 +311,6 @@ def test_students_that_were_still_improving_are_named() -> None:
         student("random", 9.0, 5.0, 3.0),
     ]
     said = " ".join(what_came_out(StudyConfig(), {"students": students, "summary": []}))
-    assert "tenth): random." in said
+    assert "all before): random." in said
     level = [student("teacher", 5.0, 1.0, 0.95)]
     assert "Still improving" not in " ".join(what_came_out(StudyConfig(), {"students": level, "summary": []}))

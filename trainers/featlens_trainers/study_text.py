@@ -56,7 +56,7 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
     moving = _still_improving(results)
     if moving:
         out.append(
-            "Still improving when the run ended (the last stretch lowered the distance by more than a tenth): "
+            "Still improving when the run ended (the last distance is a tenth below all before): "
             f"{', '.join(moving)}. Longer runs may order these differently."
         )
     seeds = len(config.seeds)
@@ -82,8 +82,8 @@ def _still_improving(results: Mapping[str, Any]) -> list[str]:
     votes: dict[str, list[bool]] = {}
     for student in results["students"]:
         if student["status"] == "done" and len(student["curve"]) > 2:
-            before, last = (student["curve"][index]["frechet"] for index in (-2, -1))
-            votes.setdefault(student["init"], []).append(last < 0.9 * before)
+            *before, last = (point["frechet"] for point in student["curve"])
+            votes.setdefault(student["init"], []).append(last < 0.9 * min(before))
     return [init for init, found in votes.items() if sum(found) > len(found) / 2]
 
 
