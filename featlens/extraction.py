@@ -95,6 +95,9 @@ def extract(
         (model if isinstance(model, nn.Module) else model.network).to(device)
     manifest = {
         "model": name,
+        "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "network": repr(getattr(model.network, "config", type(model.network).__qualname__)),
+        "sigma_data": float(model.sigma_data),
         "weights_digest": weights_digest(model.network),
         "sites": [sites] if isinstance(sites, str) else list(sites),
         "reducer": reducer_name,

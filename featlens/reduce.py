@@ -42,13 +42,32 @@ def grid(k: int) -> Reducer:
             )
         return functional.adaptive_avg_pool2d(x, k).flatten(1)
 
+    reduce_grid.__qualname__ = f"grid({k})"
     return reduce_grid
 
 
+def _fingerprint(function: Reducer) -> str:
+    """Name of a function with a digest of what it computes, so that two lambdas are not taken for one."""
+    import hashlib
+
+    name = getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return f"{name}#{hashlib.sha256(repr(function).encode()).hexdigest()[:8]}"
+    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    parts = (code.co_code.hex(), repr(code.co_consts), repr(code.co_names), repr(cells))
+    defaults = repr((getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)))
+    return f"{name}#{hashlib.sha256('|'.join((*parts, defaults)).encode()).hexdigest()[:8]}"
+
+
 def resolve(name: str | Reducer) -> tuple[str, Reducer]:
-    """Name and function of a reduction given as ``"gap"``, ``"flatten"``, ``"grid(2)"`` or a function."""
+    """Name and function of a reduction given as ``"gap"``, ``"flatten"``, ``"grid(2)"`` or a function.
+
+    The name of a function of one's own ends in a digest of its code, defaults and closure.
+    """
     if callable(name):
-        return getattr(name, "__qualname__", type(name).__name__), name
+        own = getattr(name, "__module__", "") == __name__
+        return (name.__qualname__ if own else _fingerprint(name)), name
     found = re.fullmatch(r"grid\((\d+)\)", name)
     if found:
         return name, grid(int(found[1]))

@@ -228,7 +228,9 @@ def test_train_of_a_finished_run_says_what_it_found(study: Path, tiny_toml: Path
 @pytest.mark.usefixtures("in_process")
 def test_train_and_distill_work_in_a_new_folder(tmp_path: Path, tiny_toml: Path, call: Any) -> None:
     folder = tmp_path / "runs"
-    record = json.loads(call("distill", tiny_toml, "-o", folder, "--init", "random", "--seed", "3", "--json"))
+    record = json.loads(
+        call("distill", tiny_toml, "-o", folder, "--init", "random", "--student-seed", "3", "--json")
+    )
     assert record["status"] == "done" and record["config"]["student_seed"] == 3
     assert not (folder / "teacher").exists(), "a random start needs no teacher"
     control = json.loads(call("train", tiny_toml, "-o", folder, "--what", "single_sigma", "--json"))

@@ -249,12 +249,12 @@ def test_time_adds_up_over_sessions(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_newest_snapshot_is_the_one_with_most_images(tmp_path: Path) -> None:
-    with pytest.raises(FeatlensError, match="no snapshot yet"):
+    with pytest.raises(FeatlensError, match="no snapshot of a denoiser"):
         newest_snapshot(tmp_path)
     with Run(tmp_path, "test", {}) as run:
-        for images in (0, 12_800, 6_400):
+        for images in (0, 12_800, 123_456_789, 99_999_999):
             run.snapshot_path(images).write_bytes(b"")
-    assert newest_snapshot(tmp_path).parent.name == "img-00012800"
+    assert newest_snapshot(tmp_path).parent.name == "img-123456789"
 
 
 # --- SIGKILL ------------------------------------------------------------------------------------------------

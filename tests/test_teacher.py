@@ -21,7 +21,7 @@ from featlens_trainers import (
     tasks,
     train_teacher,
 )
-from featlens_trainers.presets import RegressionConfig
+from featlens_trainers.presets import ClassifierConfig, RegressionConfig
 from featlens_trainers.runs import Run
 from featlens_trainers.teacher import regress_map
 from featlens_trainers.training import TrainingError
@@ -144,8 +144,10 @@ def test_held_out_images_never_reach_training(task: str, tmp_path: Path, monkeyp
         raise Reached
 
     monkeypatch.setattr(tasks, "train_teacher", spy)
+    config = StudyConfig(network=UNetConfig(channels=8), classifier=ClassifierConfig(images=128))
+    tasks.run_classifier(tmp_path, config, "cpu")
     with pytest.raises(Reached):
-        getattr(tasks, task)(tmp_path, StudyConfig(network=UNetConfig(channels=8)), "cpu")
+        getattr(tasks, task)(tmp_path, config, "cpu")
     held, trained = SampleSet.load(split="held-out"), SampleSet.load(split="train")
     assert torch.equal(given[0], torch.from_numpy(trained.images))
     assert not set(held.ids.tolist()) & set(trained.ids.tolist())

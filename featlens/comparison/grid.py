@@ -141,7 +141,7 @@ def compare(
 def _open(stack: contextlib.ExitStack, name: str, source: Any, sigmas: Sequence[float] | None) -> _Side:
     if isinstance(source, Mapping):
         levels = np.asarray(sigmas if sigmas is not None else [0.0], dtype=np.float64)
-        return _Arrays(name, {site: np.asarray(array) for site, array in source.items()}, levels)
+        return _Arrays(name, {site: _numpy(array) for site, array in source.items()}, levels)
     if isinstance(source, FeatureStore):
         store = source
     elif isinstance(source, (str, os.PathLike)):
@@ -152,6 +152,11 @@ def _open(stack: contextlib.ExitStack, name: str, source: Any, sigmas: Sequence[
         )
     store.require_complete()
     return store
+
+
+def _numpy(array: Any) -> NDArray[Any]:
+    """Any array as numpy; tensors from wherever they are, without importing torch here."""
+    return np.asarray(array.detach().float().cpu().numpy() if hasattr(array, "detach") else array)
 
 
 def _require_same_samples(a: _Side, b: _Side, allowed: bool) -> None:

@@ -55,7 +55,8 @@ def run_analysis(
         key["teacher"] = json.loads(analysis_paths(study, "teacher")["record"].read_text(encoding="utf-8"))[
             "weights_digest"
         ]
-    if _done(paths, key):
+    wanted = [paths["features"], paths["probe"]] + ([paths["comparison"]] if name != "teacher" else [])
+    if _done(paths, key) and all(path.exists() for path in wanted):
         return
     paths["record"].unlink(missing_ok=True)
     _forget_other_weights(paths["features"], str(key["weights_digest"]))

@@ -64,7 +64,7 @@ class InitSpec:
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             raise UsageError(f"configuration: {name} must be above 0, got {getattr(config, name)}")
 
 
@@ -186,6 +186,8 @@ class FeatureConfig:
             raise UsageError(
                 f"configuration: sigmas must be one or more numbers above 0, got {list(self.sigmas)}"
             )
+        if len(set(self.sigmas)) != len(self.sigmas):
+            raise UsageError(f"configuration: sigmas name a noise level twice: {list(self.sigmas)}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,11 @@ class StudyConfig:
                 f"study: digits have 1 channel and resolution 8, the network has in_channels {size[0]}, "
                 f"out_channels {size[1]} and resolution {size[2]}; set them to 1, 1 and 8"
             )
+        if self.network.labels or self.network.augment_labels:
+            raise UsageError(
+                "study: the students of a study are unconditional; set network.labels and "
+                "network.augment_labels to 0"
+            )
         for name in ("seeds", "inits", "ratio_inits", "divergences"):
             entries = getattr(self, name)
             if len(set(entries)) != len(entries):
@@ -228,6 +235,9 @@ class StudyConfig:
                 InitSpec(student, ratio)
         for divergence in self.divergences:
             dataclasses.replace(self.distill, divergence=divergence)
+        # The list decides; what a single run says follows it, so that the two cannot contradict each other.
+        settings = dataclasses.replace(self.distill, divergence=self.divergences[0])
+        object.__setattr__(self, "distill", settings)
 
 
 PRESETS: dict[str, StudyConfig] = {
@@ -252,12 +262,20 @@ def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | Non
         base = mapping.get("preset", "digits")
         if not isinstance(base, str) or base not in PRESETS:
             raise UsageError(f"{name}: unknown preset {base!r}: {choices_hint(str(base), PRESETS)}")
-        config = from_mapping(StudyConfig, mapping, PRESETS[base])
+        config = from_mapping(StudyConfig, _with_divergences(mapping), PRESETS[base])
     else:
         raise UsageError(f"unknown preset {name!r}: {choices_hint(name, PRESETS)} (or give a .toml file)")
     if full:
         config = from_mapping(StudyConfig, FULL, config)
     return from_mapping(StudyConfig, overrides or {}, config)
+
+
+def _with_divergences(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the list ``divergences`` from ``distill.divergence`` where only that is given."""
+    inner = mapping.get("distill")
+    if isinstance(inner, dict) and "divergence" in inner and "divergences" not in mapping:
+        return {**mapping, "divergences": [inner["divergence"]]}
+    return mapping
 
 
 def read_toml(path: Path) -> dict[str, Any]:

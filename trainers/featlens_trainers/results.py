@@ -16,7 +16,7 @@ from featlens_trainers.config import to_mapping
 from featlens_trainers.presets import StudyConfig
 from featlens_trainers.runs import read_run, read_stats, versions
 
-__all__ = ["collect", "summarise", "write_results"]
+__all__ = ["as_json_text", "collect", "summarise", "write_results"]
 
 
 def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -27,11 +27,15 @@ def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None =
     controls = {
         name: read_run(study / name) for name in ("classifier", "teacher", "single_sigma", "map_regressed")
     }
+    records = [record for record in controls.values() if record]
+    records += [
+        record for record in map(read_run, (study / student["name"] for student in students)) if record
+    ]
     return {
         "format": "featlens.study",
         "version": 1,
         "config": to_mapping(config),
-        "versions": versions(),
+        "versions": _versions(records),
         "runs": {
             name: {"status": r["status"], "seconds": r["seconds"], **r["info"]}
             for name, r in controls.items()
@@ -43,6 +47,15 @@ def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None =
         "failed": dict(failed or {}),
         "sessions": _json(study / "sessions.json", []),
     }
+
+
+def _versions(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Versions that the runs were made with; several where they differ."""
+    out: dict[str, set[str]] = {}
+    for record in records:
+        for package, version in record.get("versions", {}).items():
+            out.setdefault(package, set()).add(str(version))
+    return {package: " and ".join(sorted(found)) for package, found in out.items()} or versions()
 
 
 def _json(path: Path, default: Any) -> Any:
@@ -163,11 +176,16 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_json_text(results: Mapping[str, Any]) -> str:
+    """Results as one line of strict JSON."""
+    return json.dumps(_without_nan(results)) + "\n"
+
+
 def write_results(study: Path, results: Mapping[str, Any]) -> None:
     """Write ``results.json`` and ``results.nc`` (distances by student and images seen)."""
     import xarray as xr
 
-    write_text(study / "results.json", json.dumps(_without_nan(results)) + "\n")
+    write_text(study / "results.json", as_json_text(results))
     done = [student for student in results["students"] if student["curve"]]
     images = sorted({point["images"] for student in done for point in student["curve"]})
     tables = {name: np.full((len(done), len(images)), np.nan) for name in ("frechet", "kid")}

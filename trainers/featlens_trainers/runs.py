@@ -187,7 +187,7 @@ class Run:
         return remarks
 
     def _states(self) -> list[Path]:
-        return sorted((self.folder / "state").glob("img-*.safetensors"))
+        return sorted((self.folder / "state").glob("img-*.safetensors"), key=_images_of)
 
     def _cut_stats(self, images: int) -> None:
         path = self.folder / "stats.jsonl"
@@ -252,12 +252,20 @@ def read_stats(folder: os.PathLike[str] | str) -> list[dict[str, Any]]:
     return [line for line in out if isinstance(line, dict) and "images" in line]
 
 
+def _images_of(path: Path) -> int:
+    """Count of images in a name such as ``img-00012800``."""
+    digits = path.stem.removeprefix("img-")
+    return int(digits) if digits.isdigit() else -1
+
+
 def newest_snapshot(folder: os.PathLike[str] | str) -> Path:
     """Path of the latest snapshot of a run."""
-    found = sorted((Path(folder) / "snapshots").glob("img-*/ema.safetensors"))
+    found = list((Path(folder) / "snapshots").glob("img-*/ema.safetensors"))
     if not found:
-        raise FeatlensError(f"{folder} has no snapshot yet; let the run finish first")
-    return found[-1]
+        raise FeatlensError(
+            f"{folder} has no snapshot of a denoiser; give a teacher, control or student that has finished"
+        )
+    return max(found, key=lambda path: _images_of(path.parent))
 
 
 def device_name(device: str) -> str:

@@ -115,7 +115,7 @@ class Study:
 
     def run(
         self,
-        jobs: int = 1,
+        jobs: int = 0,
         device: str = "cpu",
         monitor: Monitoring | None = None,
     ) -> Path:
@@ -124,7 +124,8 @@ class Study:
         Parameters
         ----------
         jobs
-            Processes at once, each of one thread; 0 runs everything in this process.
+            Processes at once, each of one thread; 0 runs everything in this process. With 1 or more, a script
+            needs ``if __name__ == "__main__":`` around the call, as always with multiprocessing.
         device
             Where to run, such as ``"cuda"``.
         monitor
@@ -169,7 +170,7 @@ class Study:
     def run_only(
         self,
         names: Sequence[str],
-        jobs: int = 1,
+        jobs: int = 0,
         device: str = "cpu",
         monitor: Monitoring | None = None,
     ) -> None:
@@ -239,4 +240,10 @@ def _read_config(folder: Path) -> StudyConfig | None:
         if (folder / "run.json").exists():
             raise UsageError(f"{folder} holds a single run, not a study; choose another folder with -o")
         return None
-    return from_mapping(StudyConfig, read_toml(path))
+    found = read_toml(path)
+    missing = sorted(set(to_mapping(StudyConfig())) - set(found))
+    if missing:
+        raise UsageError(
+            f"{path} is incomplete (no {missing[0]!r}); restore it, or remove the folder to start anew"
+        )
+    return from_mapping(StudyConfig, found)

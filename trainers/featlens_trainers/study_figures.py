@@ -238,7 +238,6 @@ def probe_by_sigma(results: Mapping[str, Any]) -> Any:
     import plotly.graph_objects as go
 
     points: dict[tuple[str, str, str], tuple[Any, Any]] = {}
-    chances: list[float] = []
     for key, students in _groups(results).items():
         found = [results["features"].get(student["name"], {}).get("probe") for student in students]
         rows = [_best_by_sigma(probe["cells"]) for probe in found if probe]
@@ -249,7 +248,8 @@ def probe_by_sigma(results: Mapping[str, Any]) -> Any:
     if teacher:
         best = _best_by_sigma(teacher["cells"])
         traces.append(_reference_trace(list(best), list(best.values()), "the teacher itself"))
-        chances = [cell["chance_high"] for cell in teacher["cells"] if cell["chance_high"] is not None]
+    probes = [entry.get("probe") or {} for entry in results["features"].values()]
+    chances = [c["chance_high"] for p in probes for c in p.get("cells", []) if c["chance_high"] is not None]
     chart = go.Figure(traces)
     if chances:
         chart.add_hline(y=max(chances), line={"dash": "dash", "width": 1, "color": "#8a8f96"})

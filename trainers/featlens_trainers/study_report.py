@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -99,14 +100,17 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
 def write_report(
     folder: Path, config: StudyConfig, results: Mapping[str, Any], out: os.PathLike[str] | str | None = None
 ) -> Path:
-    """Write ``report.html`` (or ``out``) and the sample grids; returns the page's path."""
+    """Write ``report.html`` and the sample grids, or only the page to ``out``; returns the page's path."""
     page = Page("Why does starting from the teacher help?", question(config))
     _outcome(page, config, results)
     _samples(page, folder, config, results)
     _features(page, config, results)
     _probes(page, results)
     _record(page, folder, config, results)
-    return page.write(out if out is not None else folder / "report.html")
+    if out is not None:
+        return page.write(out)
+    write_samples(folder, config, results)
+    return page.write(folder / "report.html")
 
 
 def _outcome(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> None:
@@ -143,7 +147,8 @@ def _outcome(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> Non
 
 
 def _samples(page: Page, folder: Path, config: StudyConfig, results: Mapping[str, Any]) -> None:
-    pictures = [_real_picture(folder, config), *_model_pictures(folder, config, results)]
+    real = _picture(_held_out(config), "held-out images", "real, never trained on")
+    pictures = [real, *_model_pictures(folder, config, results)]
     found = [picture for picture in pictures if picture is not None]
     page.section(
         "Samples",
@@ -166,23 +171,23 @@ def grid(images: Any) -> Any:
     return canvas[:, :, 0] if channels == 1 else canvas
 
 
-def _picture(folder: Path, name: str, images: Any, caption: str, detail: str) -> Markup:
-    canvas = grid(np.asarray(images)[:SHOWN])
-    write_bytes(make_folder(folder / "samples") / f"{name}.png", png(canvas))
-    return image(canvas, caption, detail, scale=4)
+def _picture(images: Any, caption: str, detail: str) -> Markup:
+    return image(grid(np.asarray(images)[:SHOWN]), caption, detail, scale=4)
 
 
-def _real_picture(folder: Path, config: StudyConfig) -> Markup:
+def write_samples(folder: Path, config: StudyConfig, results: Mapping[str, Any]) -> None:
+    """Write ``samples/held-out.png`` and ``samples/<run>.png`` for every run that kept images."""
+    write_bytes(make_folder(folder / "samples") / "held-out.png", png(grid(_held_out(config))))
+    for name in ["teacher", *(student["name"] for student in results["students"])]:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            images = np.load(folder / name / "samples.npy", allow_pickle=False)
+            write_bytes(make_folder(folder / "samples") / f"{name}.png", png(grid(images)))
+
+
+def _held_out(config: StudyConfig) -> Any:
     from featlens import SampleSet
 
-    held = SampleSet.load(config.data, split="held-out", seed=config.seed)
-    return _picture(
-        folder,
-        "held-out",
-        held.images[: config.evaluation.grid**2],
-        "held-out images",
-        "real, never trained on",
-    )
+    return SampleSet.load(config.data, split="held-out", seed=config.seed).images[: config.evaluation.grid**2]
 
 
 def _model_pictures(folder: Path, config: StudyConfig, results: Mapping[str, Any]) -> list[Markup | None]:
@@ -199,10 +204,11 @@ def _model_pictures(folder: Path, config: StudyConfig, results: Mapping[str, Any
 
 
 def _stored(folder: Path, name: str, caption: str, detail: str) -> Markup | None:
-    path = folder / name / "samples.npy"
-    if not path.exists():
+    try:
+        images = np.load(folder / name / "samples.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
         return None
-    return _picture(folder, name, np.load(path, allow_pickle=False), caption, detail)
+    return _picture(images, caption, detail) if images.ndim == 4 else None
 
 
 def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> None:

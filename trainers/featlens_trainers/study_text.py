@@ -67,7 +67,8 @@ def what_came_out(config: StudyConfig, results: Mapping[str, Any]) -> list[str]:
         )
     else:
         out.append(
-            f"{seeds} seeds: ranges are smallest and largest value over seeds, not confidence intervals."
+            f"{seeds} seeds: ranges are smallest and largest value over seeds, not confidence intervals. All "
+            "seeds share one teacher, one set of controls and one classifier, whose own chance is left out."
         )
     if config.ratio_inits == ("random",):
         out.append(

@@ -166,7 +166,10 @@ def evaluation_images(
 
 def run_teacher(study: Path, config: StudyConfig, device: str, report: Report | None = None) -> None:
     """Train the teacher; its quality is that of Heun samples of its average."""
-    settings = _network_settings(config) | {"teacher": to_mapping(config.teacher)}
+    settings = _network_settings(config) | {
+        "teacher": to_mapping(config.teacher),
+        "classifier": weights_digest(load_classifier(study, device)[0]),
+    }
     with Run(study / "teacher", "teacher", settings) as run:
         if run.done:
             return
@@ -304,6 +307,7 @@ def run_student(
         "student_seed": spec.seed,
         "sources": {name: weights_digest(network) for name, network in sources.items()},
         "evaluation": to_mapping(config.evaluation),
+        "classifier": weights_digest(load_classifier(study, device)[0]),
     }
     with Run(study / spec.name, "student", described) as run:
         if run.done:

@@ -43,7 +43,8 @@ def seeded(seed: int, *names: int | str) -> Iterator[None]:
 
     Layers draw from the global generator: initial weights, and dropout at every step.
     """
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *names))
         yield
 

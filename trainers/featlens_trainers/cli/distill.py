@@ -3,7 +3,7 @@
 What the initialisation needs (teacher, controls, the classifier that measures quality) is trained first if it
 is not there. Continues where it was interrupted.
 
-  featlens distill digits --init features_only --ratio-init random --seed 0
+  featlens distill digits --init features_only --ratio-init random --student-seed 0
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratio-init", default="random", help="ratio network: teacher (its encoder) or random"
     )
-    parser.add_argument("--divergence", default="reverse_kl", help="reverse_kl or js")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the student")
+    parser.add_argument("--divergence", help="reverse_kl or js (default: the first of the settings)")
+    parser.add_argument("--student-seed", type=int, default=0, help="seed of weights, data order and noise")
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Distil or continue."""
-    from featlens_trainers.presets import InitSpec
+    from featlens_trainers.presets import InitSpec, resolve_study
     from featlens_trainers.tasks import StudentSpec
 
     InitSpec(args.init, args.ratio_init)
-    spec = StudentSpec(args.init, args.ratio_init, args.divergence, args.seed)
+    divergence = args.divergence or resolve_study(args.preset).divergences[0]
+    spec = StudentSpec(args.init, args.ratio_init, divergence, args.student_seed)
     design: dict[str, tuple[object, ...]] = {
         "inits": (args.init,),
         "ratio_inits": (args.ratio_init,),
-        "divergences": (args.divergence,),
-        "seeds": (args.seed,),
+        "divergences": (divergence,),
+        "seeds": (args.student_seed,),
     }
     return run_jobs_of(args, design, spec.name)

@@ -37,5 +37,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         make_folder(Path(args.out).parent)
     results = collect(study.folder, study.config)
-    write_results(study.folder, results)
-    return show(study, write_report(study.folder, study.config, results, args.out), args.json)
+    if not args.out:
+        write_results(study.folder, results)
+    return show(results, write_report(study.folder, study.config, results, args.out), args.json)

@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the study."""
+    import json
+
     from featlens.cli.extract import check_device
     from featlens.errors import UsageError
     from featlens_trainers.presets import resolve_study
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(study)
     check_device(args.device)
     report = study.run(jobs, args.device)
-    return show(study, report, args.json)
+    results = json.loads((study.folder / "results.json").read_text(encoding="utf-8"))
+    return show(results, report, args.json)
 
 
 def _dry_run(study: Any) -> int:
@@ -82,16 +85,14 @@ def _dry_run(study: Any) -> int:
     return 0
 
 
-def show(study: Any, report: Path, as_json: bool) -> int:
+def show(results: dict[str, Any], report: Path, as_json: bool) -> int:
     """Print the result table and the path of the report, or the results as JSON."""
-    import json
-
+    from featlens_trainers.results import as_json_text
     from featlens_trainers.study_report import result_lines
 
-    text = (study.folder / "results.json").read_text(encoding="utf-8")
     if as_json:
-        print(text, end="")  # noqa: T201
+        print(as_json_text(results), end="")  # noqa: T201
         return 0
-    print("\n".join(result_lines(json.loads(text))))  # noqa: T201
+    print("\n".join(result_lines(results)))  # noqa: T201
     print(report)  # noqa: T201
     return 0
