@@ -40,7 +40,7 @@ CKA_CAPTION = (
 )
 PROBE_CAPTION = (
     "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest "
-    "95 % chance level."
+    "95 % chance level. The 95 % interval of each accuracy is shown on hover in the map below."
 )
 
 

@@ -238,7 +238,7 @@ def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> No
             ["student", "sigma"],
             "CKA of every teacher site with every student site. Grey: not above the null of "
             f"{config.features.permutations} permutations of the images (family-wise p above 0.05). Hover "
-            "for values.",
+            "for values. They carry a null level but no confidence interval.",
             ("student site", "teacher site"),
             "CKA",
         ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from featlens.cli.parser import add_json
+from featlens_trainers.cli.sample import add_sampling
 
 __all__ = ["add_arguments", "run"]
 
@@ -23,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n", type=int, default=1000, help="number of generated images (distances depend on it)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
-    parser.add_argument(
-        "--steps", type=int, default=18, help="Heun steps of a teacher; 1 for its one-step map"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add_json(parser)
+    add_sampling(parser)
 
 
 def run(args: argparse.Namespace) -> int:

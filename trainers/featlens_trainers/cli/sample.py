@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", metavar="FILE", required=True, help=".png (a grid) or .npy (N, C, H, W) in [-1, 1]"
     )
     parser.add_argument("--n", type=int, default=64, help="number of images")
+    add_sampling(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options of commands that draw images."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     parser.add_argument(
         "--steps", type=int, default=18, help="Heun steps of a teacher; 1 for its one-step map"
