@@ -1,4 +1,7 @@
-"""Reductions of activations on the device they are on, (B, ...) -> (B, D): what is kept of a big map."""
+"""Reductions of activations on the device they are on: what is kept of a big map.
+
+Those defined here compute in float32 where activations are in half precision, and return float32.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,54 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from featlens.errors import UsageError, choices_hint
+from featlens.projection import projection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Reducer", "flatten", "gap", "grid", "resolve"]
+__all__ = ["Reducer", "fingerprint", "flatten", "gap", "grid", "is_own", "project", "resolve", "tokens"]
 
 Reducer = Callable[["Tensor"], "Tensor"]
 
 
+def _full(x: Tensor) -> Tensor:
+    """``x`` in float32 at least."""
+    return x if x.is_floating_point() and x.element_size() >= 4 else x.float()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, ...) -> (B, product of the rest)."""
+    if x.ndim == 0:
+        raise UsageError("a reduction needs activations (B, ...), got a single number; leave this site out")
+    return x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
+
+
 def gap(x: Tensor) -> Tensor:
     """Mean over positions: maps (B, C, H, W) -> (B, C), tokens (B, T, D) -> (B, D), vectors as they are."""
-    if x.ndim == 3:
-        return x.mean(dim=1)
-    return x.flatten(2).mean(dim=2) if x.ndim > 3 else x.reshape(len(x), -1)
+    if x.ndim < 3:
+        return flatten(x)
+    # The sum is kept in float32 without a float32 copy of the map.
+    dtype = x.dtype if x.is_floating_point() and x.element_size() >= 4 else _full(x[:0]).dtype
+    return x.mean(dim=1, dtype=dtype) if x.ndim == 3 else x.mean(dim=tuple(range(2, x.ndim)), dtype=dtype)
 
 
 def flatten(x: Tensor) -> Tensor:
     """Everything, (B, ...) -> (B, product of the rest)."""
-    return x.flatten(1)
+    return _full(_rows(x))
+
+
+def tokens(x: Tensor) -> Tensor:
+    """Positions apart: maps (B, C, H, W) -> (B, H * W, C), tokens as they are, vectors (B, D) -> (B, 1, D).
+
+    Examples
+    --------
+    >>> import torch
+    >>> tuple(tokens(torch.zeros(2, 3, 4, 4)).shape)
+    (2, 16, 3)
+    """
+    if x.ndim > 3:
+        return _full(x.flatten(2).transpose(1, 2))
+    return _full(x if x.ndim == 3 else _rows(x).unsqueeze(1))
 
 
 def grid(k: int) -> Reducer:
@@ -40,13 +72,42 @@ def grid(k: int) -> Reducer:
             raise UsageError(
                 f"reduction grid({k}) needs maps (B, C, H, W), got {tuple(x.shape)}; use 'gap' or 'flatten'"
             )
-        return functional.adaptive_avg_pool2d(x, k).flatten(1)
+        return functional.adaptive_avg_pool2d(_full(x), k).flatten(1)
 
     reduce_grid.__qualname__ = f"grid({k})"
     return reduce_grid
 
 
-def _fingerprint(function: Reducer) -> str:
+def project(d: int, seed: int = 0) -> Reducer:
+    """Random projection of everything, (B, ...) -> (B, d), that keeps inner products on average.
+
+    For x, y of P > d numbers and the random matrix S, ``<Sx, Sy>`` has mean ``<x, y>`` and a variance of at
+    most ``(|x|^2 |y|^2 + <x, y>^2) / d``; up to d numbers are kept whole. S depends on (d, seed, P) alone:
+    two models are projected alike, on every device.
+
+    References
+    ----------
+    Kane and Nelson, arXiv 1012.1577 (sparse blocks); Weinberger et al., arXiv 0902.2206 (signed hashing).
+
+    Examples
+    --------
+    >>> import torch
+    >>> tuple(project(256)(torch.zeros(2, 64, 16, 16)).shape)
+    (2, 256)
+    """
+    if d < 1:
+        raise UsageError(f"reduction project({d}): the number of features must be at least 1")
+    apply = projection(d, seed)
+
+    def reduce_project(x: Tensor) -> Tensor:
+        flat = _rows(x)
+        return _full(flat) if flat.shape[1] <= d else apply(flat)
+
+    reduce_project.__qualname__ = f"project({d}, {seed})" if seed else f"project({d})"
+    return reduce_project
+
+
+def fingerprint(function: Reducer) -> str:
     """Name of a function with a digest of what it computes, so that two lambdas are not taken for one."""
     import hashlib
 
@@ -60,18 +121,32 @@ def _fingerprint(function: Reducer) -> str:
     return f"{name}#{hashlib.sha256('|'.join((*parts, defaults)).encode()).hexdigest()[:8]}"
 
 
-def resolve(name: str | Reducer) -> tuple[str, Reducer]:
-    """Name and function of a reduction given as ``"gap"``, ``"flatten"``, ``"grid(2)"`` or a function.
+def is_own(function: Reducer) -> bool:
+    """True for a function of the user's, False for one of this module."""
+    return getattr(function, "__module__", "") != __name__
 
-    The name of a function of one's own ends in a digest of its code, defaults and closure.
+
+def resolve(name: str | Reducer) -> tuple[str, Reducer]:
+    """Name and function of a reduction given by name or as a function.
+
+    Names are ``"gap"`` or ``"mean"``, ``"flatten"``, ``"tokens"``, ``"grid(2)"``, ``"project(256)"``, and
+    ``"project(256, 3)"`` with seed 3. The name of a function of one's own ends in a digest of its code,
+    defaults and closure.
+
+    >>> resolve("project(256, 0)")[0]
+    'project(256)'
     """
     if callable(name):
-        own = getattr(name, "__module__", "") == __name__
-        return (name.__qualname__ if own else _fingerprint(name)), name
+        return (fingerprint(name) if is_own(name) else name.__qualname__), name
     found = re.fullmatch(r"grid\((\d+)\)", name)
     if found:
         return name, grid(int(found[1]))
-    known: dict[str, Reducer] = {"gap": gap, "mean": gap, "flatten": flatten}
+    found = re.fullmatch(r"project\((\d+)(?:, *(\d+))?\)", name)
+    if found:
+        reducer = project(int(found[1]), int(found[2] or 0))
+        return reducer.__qualname__, reducer
+    known: dict[str, Reducer] = {"gap": gap, "mean": gap, "flatten": flatten, "tokens": tokens}
     if name not in known:
-        raise UsageError(f"unknown reduction {name!r}: {choices_hint(name, ['gap', 'flatten', 'grid(2)'])}")
+        choices = ["gap", "flatten", "tokens", "grid(2)", "project(256)"]
+        raise UsageError(f"unknown reduction {name!r}: {choices_hint(name, choices)}")
     return name, known[name]

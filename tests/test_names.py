@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featlens.errors import SiteError
+from featlens.errors import SiteError, UsageError
 from featlens.names import match_names
 
 NAMES = ["enc.8x8_conv", "enc.8x8_block0", "enc.8x8_block0.conv", "dec.8x8_block0", "out[0]", "a+b"]
@@ -61,3 +61,53 @@ def test_nothing_to_choose_from_is_said():
         match_names([], "a", "the network")
     with pytest.raises(SiteError, match="no site was asked for in the network: choose from enc"):
         match_names(["enc"], [], "the network")
+
+
+STORED = [
+    "lstm[0]",
+    "lstm[1][0]",
+    "mid@in",
+    "mid@in[temb]#1",
+    "enc.block[0]",
+    "enc.block@in",
+    "null@cond",
+    "a#0",
+]
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_name_given_verbatim_matches_itself_alone(name):
+    assert match_names(STORED, name, "a.h5") == [name]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("lstm[*]", ["lstm[0]", "lstm[1][0]"]),
+        ("lstm[?]", ["lstm[0]"]),
+        ("lstm*", ["lstm[0]", "lstm[1][0]"]),
+        ("*@in", ["mid@in"]),
+        ("**@in", ["mid@in", "enc.block@in"]),
+        ("*@in*#1", ["mid@in[temb]#1"]),
+        ("enc.*", ["enc.block[0]", "enc.block@in"]),
+        ("*@cond", ["null@cond"]),
+        (r"re:.*\[0\]", ["lstm[0]", "lstm[1][0]", "enc.block[0]"]),
+        ("re:a|lstm", None),
+    ],
+)
+def test_globs_and_expressions_over_stored_names(pattern, expected):
+    if expected is None:
+        with pytest.raises(SiteError, match="no site"):
+            match_names(STORED, pattern, "a.h5")
+    else:
+        assert match_names(STORED, pattern, "a.h5") == expected
+
+
+def test_a_name_that_looks_like_an_expression_matches_verbatim():
+    assert match_names(["re:d", "d"], "re:d", "a.h5") == ["re:d"]
+    assert match_names(["re:(", "d"], "re:(", "a.h5") == ["re:("]
+
+
+def test_a_malformed_expression_is_named():
+    with pytest.raises(UsageError, match=r"^'re:\(' is no regular expression: .*; mend it, or use a glob$"):
+        match_names(STORED, "re:(", "a.h5")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from featlens.errors import UsageError
-from featlens.reduce import flatten, gap, grid, resolve
+from featlens.reduce import flatten, gap, grid, resolve, tokens
 
 
 def test_gap_is_the_mean_over_positions_of_maps_tokens_and_volumes():
@@ -61,3 +61,56 @@ def test_reductions_are_found_by_name_and_functions_pass_through():
 def test_unknown_reductions_are_refused(name):
     with pytest.raises(UsageError, match=r"unknown reduction .*: (did you mean|choose from) "):
         resolve(name)
+
+
+def test_tokens_keeps_positions_apart():
+    maps = torch.rand(2, 3, 4, 5)
+    apart = tokens(maps)
+    assert apart.shape == (2, 20, 3)
+    assert torch.equal(apart[:, 7], maps[:, :, 1, 2])
+    assert torch.equal(tokens(apart), apart)
+    assert torch.equal(tokens(maps[:, :, 0, 0]), maps[:, :, 0, 0][:, None])
+    assert tokens(torch.rand(2, 3, 2, 2, 2)).shape == (2, 8, 3)
+    assert tokens(torch.rand(4)).shape == (4, 1, 1)
+    assert torch.equal(gap(tokens(maps)), tokens(maps).mean(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gap", "flatten", "tokens", "grid(2)", "project(8)"])
+def test_half_precision_is_reduced_in_float32(name, dtype):
+    # 256 numbers of 3000 overflow float16 when they are added, and 1 is lost beside them in either type.
+    maps = torch.full((2, 2, 16, 16), 3000.0)
+    maps[:, :, 0, 0] = 1.0
+    reduced = resolve(name)[1](maps.to(dtype))
+    assert reduced.dtype == torch.float32
+    assert torch.allclose(reduced, resolve(name)[1](maps.to(dtype).float()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gap", "flatten", "tokens", "grid(2)", "project(8)"])
+def test_double_precision_and_whole_numbers(name):
+    maps = torch.rand(2, 2, 16, 16, dtype=torch.float64)
+    assert resolve(name)[1](maps).dtype == torch.float64
+    assert resolve(name)[1](torch.ones(2, 2, 4, 4, dtype=torch.int64)).dtype == torch.float32
+
+
+def test_half_precision_tokens_and_vectors_are_averaged_in_float32():
+    values = torch.full((2, 512, 3), 300.0)
+    values[:, 0] = 1.0
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.allclose(gap(values.to(dtype)), values.to(dtype).double().mean(1).float(), rtol=1e-6)
+
+
+def test_memory_format_changes_nothing():
+    maps = torch.rand(2, 3, 8, 8)
+    for name in ("gap", "flatten", "tokens", "grid(2)", "project(8)"):
+        reduce = resolve(name)[1]
+        other = reduce(maps.to(memory_format=torch.channels_last))
+        assert torch.allclose(other, reduce(maps), rtol=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["gap", "flatten", "tokens", "grid(2)", "project(8)"])
+def test_an_empty_batch_stays_empty_and_a_single_number_is_refused(name):
+    reduce = resolve(name)[1]
+    assert reduce(torch.zeros(0, 3, 4, 4)).shape == (0, *reduce(torch.zeros(1, 3, 4, 4)).shape[1:])
+    with pytest.raises(UsageError, match=r"got a single number; leave this site out|got \(\)"):
+        reduce(torch.tensor(1.0))

@@ -1,0 +1,28 @@
+"""The Python blocks of these pages run as they stand, and print what the comments below them say."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {"how-to/capture.md": 6, "notes/projection.md": 1}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_and_print_what_the_page_says(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    checked = 0
+    for block in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, page, "exec"), names)
+        told = [line[2:] for line in block.splitlines() if line.startswith("# ")]
+        assert printed.getvalue().splitlines() == told
+        checked += bool(told)
+    assert checked == PAGES[page]
