@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,11 @@ from numpy.typing import NDArray
 
 from featlens.errors import UsageError, choices_hint
 from featlens.seeds import derive, sample_noise
+from featlens.sources import LazyImages, NoImages, open_source
+from featlens.sources.lazy import block_rows
+from featlens.sources.picture import BOMB
+from featlens.sources.pixels import Pixels
+from featlens.sources.source import checked_labels
 
 __all__ = ["HELD_OUT", "SPLITS", "SampleSet"]
 
@@ -18,6 +27,11 @@ HELD_OUT = 599
 """Number of digits that no network of a study is ever trained on (of 1,797)."""
 
 SPLITS = ("all", "train", "held-out")
+
+Progress = Callable[[int, int], None]
+"""Called with (images read, images in all)."""
+
+Rows = slice | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,8 @@ class SampleSet:
     name
         Where the images come from, such as ``"digits"``.
     images
-        (N, C, H, W) float32 in [-1, 1].
+        (N, C, H, W) float32 in [-1, 1]: an array, or for files :class:`~featlens.sources.LazyImages`, indexed
+        like an array and read at that moment.
     ids
         (N,) int64, the number of each sample in its source.
     labels
@@ -48,69 +63,152 @@ class SampleSet:
     """
 
     name: str
-    images: NDArray[np.float32]
+    images: NDArray[np.float32] | LazyImages | NoImages
     ids: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     seed: int = 0
     digest: str = field(init=False)
+    progress: InitVar[Progress | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, progress: Progress | None) -> None:
         if self.images.ndim < 2 or len(self.images) != len(self.ids):
             raise UsageError(
                 f"samples: expected images (N, ...) and N ids, got {self.images.shape} and "
                 f"{len(self.ids)} ids"
             )
-        if not np.isfinite(self.images).all():
-            row = int(np.argmin(np.isfinite(self.images).reshape(len(self.images), -1).all(axis=1)))
-            raise UsageError(
-                f"samples: image {row} of {self.name!r} holds NaN or infinite pixels; clean the data first"
-            )
         sha = hashlib.sha256(f"{self.images.shape}|{self.seed}|{self.labels is not None}".encode())
-        for array in (self.images, self.ids, self.labels):
+        self._read_through(sha.update, progress)
+        for array in (self.ids, self.labels):
             if array is not None:
                 sha.update(np.ascontiguousarray(array).tobytes())
         object.__setattr__(self, "digest", sha.hexdigest()[:16])
 
+    def _read_through(self, feed: Callable[[bytes], object], progress: Progress | None) -> None:
+        """Feed all pixels to the digest, in blocks of bounded size, and check their values on the way."""
+        if isinstance(self.images, NoImages):
+            feed(b"no images")
+            return
+        pixels = self.images.pixels if isinstance(self.images, LazyImages) else None
+        step = block_rows(self.images.shape)
+        low, high = math.inf, -math.inf
+        for start in range(0, len(self), step):
+            block = np.ascontiguousarray(self.images[start : start + step])
+            finite = np.isfinite(block)
+            if not finite.all():
+                row = start + int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
+                raise UsageError(
+                    f"samples: image {self.ids[row]} of {self.name!r} holds NaN or infinite pixels; "
+                    "clean the data first"
+                )
+            if pixels is not None and block.size:
+                pixels.check(block, start, self.ids)
+                low, high = min(low, float(block.min())), max(high, float(block.max()))
+            feed(block.tobytes())
+            if progress is not None:
+                progress(start + len(block), len(self))
+        if pixels is not None:
+            pixels.judge(low, high)
+
     @classmethod
-    def load(cls, name: str = "digits", n: int | None = None, seed: int = 0, split: str = "all") -> SampleSet:
-        """Load an embedded sample set.
+    def load(
+        cls,
+        location: os.PathLike[str] | str = "digits",
+        n: int | None = None,
+        seed: int = 0,
+        split: str | None = None,
+        values: str | None = None,
+        progress: Progress | None = None,
+    ) -> SampleSet:
+        """Load images of a file, a folder, or the embedded digits, and read through the chosen ones once.
 
         Parameters
         ----------
-        name
-            ``"digits"``: scikit-learn's 1,797 handwritten digits, (1, 8, 8) pixels.
+        location
+            ``"digits"``: scikit-learn's 1,797 handwritten digits, (1, 8, 8) pixels. Else a path: a folder of
+            images of one size, an EDM zip or folder with ``dataset.json``, ``.npy``, ``.npz``, ``.h5`` (also
+            ``file.h5:dataset``), or CIFAR-10 (``cifar-10-binary.tar.gz`` or ``cifar-10-batches-bin``).
         n
             Number of samples, drawn without replacement by ``seed``; all of the split if None.
         seed
             Seed of the noise and of the draw.
         split
-            ``"train"`` (1,198 images), ``"held-out"`` (599) or ``"all"``. The split is fixed.
+            Digits: ``"train"`` (1,198 images), ``"held-out"`` (599) or ``"all"``, a fixed split. CIFAR-10:
+            ``"train"``, ``"test"`` or ``"all"``. All if None; other sources have no splits.
+        values
+            What numbers the source holds: ``"[-1,1]"``, ``"[0,1]"``, ``"[0,255]"``, or ``"any"`` to take them
+            as they are (latents of autoencoders). If None, 8-bit pixels are 0 to 255 and floats -1 to 1.
+        progress
+            Called with (images read, images in all) while the images are read.
+
+        Raises
+        ------
+        FeatlensError
+            Damaged, unequal or out-of-range images, named by file or number; labels that do not fit.
+        UsageError
+            No such source, split or number of images.
         """
-        if name != "digits":
-            raise UsageError(f"unknown sample set {name!r}: {choices_hint(name, ['digits'])}")
+        if isinstance(location, str) and location == "digits":
+            return cls._load_digits(n, seed, split or "all", values)
+        with warnings.catch_warnings():
+            # Pillow's warning about absurd sizes must not be overlooked: it becomes one line of ours.
+            warnings.filterwarnings("error", message=BOMB)
+            source = open_source(location, split)
+            pixels = Pixels(source.name, source.reader.dtype, values)
+            key = derive(seed, "samples", "draw")
+            ids = _draw(source.stop - source.first, n, key, source.name, source.split) + source.first
+            labels = None if source.labels is None else source.labels[ids]
+            images = LazyImages(source.reader, ids, pixels)
+            images.hold(progress)
+            return cls(source.name, images, ids, labels, seed, None if images.held else progress)
+
+    @classmethod
+    def _load_digits(cls, n: int | None, seed: int, split: str, values: str | None) -> SampleSet:
         if split not in SPLITS:
-            raise UsageError(f"unknown split {split!r} of {name}: {choices_hint(split, SPLITS)}")
+            raise UsageError(f"unknown split {split!r} of digits: {choices_hint(split, SPLITS)}")
+        if values is not None:
+            raise UsageError("samples: the values of digits are known; leave values out")
         images, labels = _digits()
         ids = _digits_split(labels, split)
-        if n is not None:
-            if not 1 <= n <= len(ids):
-                raise UsageError(
-                    f"samples: {name} ({split}) has {len(ids)} images, {n} asked for; ask for 1 to {len(ids)}"
-                )
-            ids = np.sort(np.random.default_rng(derive(seed, name, "draw")).choice(ids, n, replace=False))
-        return cls(name=name, images=images[ids], ids=ids, labels=labels[ids], seed=seed)
+        ids = ids[_draw(len(ids), n, derive(seed, "digits", "draw"), "digits", split)]
+        return cls(name="digits", images=images[ids], ids=ids, labels=labels[ids], seed=seed)
 
     @classmethod
     def from_arrays(
         cls, images: NDArray[Any], labels: NDArray[Any] | None = None, seed: int = 0, name: str = "arrays"
     ) -> SampleSet:
-        """Wrap one's own images (N, ...) and labels (N,)."""
-        if labels is not None and len(labels) != len(images):
-            raise UsageError(
-                f"samples: {len(images)} images but {len(labels)} labels; give one label an image"
-            )
-        kept = None if labels is None else np.asarray(labels, dtype=np.int64)
+        """Wrap one's own images (N, ...), taken as they are, and integer labels (N,)."""
+        kept = None if labels is None else checked_labels(labels, len(images), "samples")
         return cls(name, np.asarray(images, dtype=np.float32), np.arange(len(images)), kept, seed)
+
+    @classmethod
+    def noise_only(
+        cls, n: int, shape: Sequence[int], seed: int = 0, labels: NDArray[Any] | None = None
+    ) -> SampleSet:
+        """Samples without images, for generators that start from noise; zeros stand for the images.
+
+        Parameters
+        ----------
+        n
+            Number of samples, with the ids 0 to n - 1.
+        shape
+            Shape of one image, such as (3, 32, 32).
+        seed
+            Seed of the noise.
+        labels
+            (n,) integers for conditional models.
+
+        Examples
+        --------
+        >>> samples = SampleSet.noise_only(2, (1, 4, 4))
+        >>> samples.latents(2.5).shape
+        (2, 1, 4, 4)
+        """
+        if n < 1 or not shape or min(shape) < 1:
+            raise UsageError(
+                f"samples: expected numbers above 0 for samples and shape, got {n} of {tuple(shape)}"
+            )
+        kept = None if labels is None else checked_labels(labels, n, "samples")
+        return cls("noise", NoImages((n, *map(int, shape))), np.arange(n), kept, seed)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,13 +218,27 @@ class SampleSet:
         """Shape of one image."""
         return tuple(self.images.shape[1:])
 
-    def noise(self, sigma: float, rows: slice = slice(None)) -> NDArray[np.float32]:
+    def noise(self, sigma: float, rows: Rows = slice(None)) -> NDArray[np.float32]:
         """Standard normal noise of the given rows at ``sigma``, (rows, *shape) float32."""
         return sample_noise(self.seed, self.ids[rows], sigma, self.shape)
 
-    def noised(self, sigma: float, rows: slice = slice(None)) -> NDArray[np.float32]:
+    def noised(self, sigma: float, rows: Rows = slice(None)) -> NDArray[np.float32]:
         """Noised images ``x0 + sigma * eps`` of the given rows, (rows, *shape) float32."""
         return np.asarray(self.images[rows] + np.float32(sigma) * self.noise(sigma, rows))
+
+    def latents(self, sigma: float, rows: Rows = slice(None)) -> NDArray[np.float32]:
+        """Noise ``sigma * eps`` fed to a one-step generator for the given rows, (rows, *shape) float32."""
+        return np.asarray(np.float32(sigma) * self.noise(sigma, rows))
+
+
+def _draw(total: int, n: int | None, key: int, name: str, split: str) -> NDArray[np.int64]:
+    """``n`` of the numbers below ``total``, ascending; all of them if ``n`` is None."""
+    if n is None:
+        return np.arange(total)
+    if not 1 <= n <= total:
+        where = f"{name} ({split})" if split else name
+        raise UsageError(f"samples: {where} has {total} images, {n} asked for; ask for 1 to {total}")
+    return np.sort(np.random.default_rng(key).choice(total, n, replace=False))
 
 
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:

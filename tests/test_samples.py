@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,7 +59,7 @@ def test_the_split_is_fixed_and_the_draw_depends_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "digts"}, "unknown sample set 'digts': did you mean 'digits'?"),
+        ({"location": "digts"}, "unknown sample set 'digts': did you mean 'digits'?"),
         ({"split": "heldout"}, "unknown split 'heldout' of digits: did you mean 'held-out'?"),
         ({"n": 0}, "digits (all) has 1797 images, 0 asked for; ask for 1 to 1797"),
         (
@@ -155,6 +158,84 @@ def test_derived_seeds_are_pinned_and_tell_their_parts_apart():
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5), (7,), ()])
+@pytest.mark.parametrize(("seed", "sigma"), [(0, 0.5), (-3, 80), (2**40, 1e-7), (1, 0.1 + 0.2)])
+def test_noise_has_the_bits_of_a_generator_made_anew_for_each_sample(shape, seed, sigma):
+    # This is how the noise is defined; feature files of all versions rest on it.
+    ids = [0, 5, 10**12, 5]
+    for sample, noise in zip(ids, sample_noise(seed, ids, sigma, shape), strict=True):
+        bits = np.random.Philox(key=derive(seed, sample, float(sigma)))
+        expected = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+        assert np.array_equal(noise, expected)
+    assert sample_noise(seed, [], sigma, shape).shape == (0, *shape)
+
+
+def test_digests_of_the_digits_are_pinned(digits):
+    # A change here makes old feature files incomparable with new ones.
+    assert digits.digest == "b62d541b7916991c"
+    assert SampleSet.load("digits", n=7, split="held-out", seed=3).digest == "2135fb6c7562d6ec"
+
+
+def test_samples_without_images_are_noise_alone():
+    samples = SampleSet.noise_only(5, [3, 4, 4], seed=2, labels=np.arange(5))
+    assert (len(samples), samples.shape, samples.name) == (5, (3, 4, 4), "noise")
+    assert np.array_equal(samples.images[1:3], np.zeros((2, 3, 4, 4)))
+    latents = samples.latents(2.5, slice(1, 3))
+    assert latents.dtype == np.float32
+    assert np.array_equal(latents, np.float32(2.5) * sample_noise(2, [1, 2], 2.5, (3, 4, 4)))
+    assert np.array_equal(latents, samples.noised(2.5, np.array([1, 2])))
+    zeros = SampleSet.from_arrays(np.zeros((5, 3, 4, 4)), np.arange(5), seed=2)
+    others = [SampleSet.noise_only(5, (3, 4, 4), seed=2), SampleSet.noise_only(5, (3, 4, 4), 3, np.arange(5))]
+    assert len({samples.digest, zeros.digest, *(other.digest for other in others)}) == 4
+    # Huge sets take no memory.
+    assert len(SampleSet.noise_only(10**6, (3, 512, 512))) == 10**6
+    for n, shape in ((0, (3, 4, 4)), (2, ()), (2, (3, 0, 4))):
+        with pytest.raises(UsageError, match="expected numbers above 0 for samples and shape"):
+            SampleSet.noise_only(n, shape)
+    with pytest.raises(UsageError, match="5 images but 2 labels"):
+        SampleSet.noise_only(5, (3, 4, 4), labels=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.eye(4), r"got labels \(4, 4\); turn one-hot labels into integers with labels.argmax\(1\)"),
+        ([0, 1, -1, 2], "expected integer labels from 0, got -1 for image 2"),
+        ([0, 1, 0.5, 2], "got 0.5 for image 2"),
+        ([0, np.nan, 1, 2], "got nan for image 1"),
+        (["cat", "dog", "cat", "cat"], "expected integer labels, got <U3; number the classes from 0"),
+        (3, "4 images but 1 labels"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(labels, said):
+    with pytest.raises(UsageError, match=said):
+        SampleSet.from_arrays(np.zeros((4, 1, 2, 2)), labels)
+
+
 def test_seeds_given_as_numpy_numbers_mean_the_same():
     expected = sample_noise(1, [2], 0.5, (3,))
     assert np.array_equal(sample_noise(np.int64(1), np.array([2]), np.float64(0.5), (3,)), expected)
+
+
+def test_the_examples_of_the_page_on_samples_run(tmp_path, monkeypatch, rng):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    pictures = rng.integers(0, 256, (20, 48, 40, 3), dtype=np.uint8)
+    for folder in ("images", "photographs"):
+        (tmp_path / folder).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / folder / f"{i}.png")
+    np.save("latents.npy", rng.normal(0, 5, (4, 4, 8, 6)).astype(np.float32))
+    np.savez("pictures.npz", x=pictures / 255)
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "samples.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names = {"images": rng.uniform(-1, 1, (5, 3, 8, 8)), "labels": [0, 1, 2, 1, 0]}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 5
+    assert names["samples"].images.shape == (16, 3, 48, 40)
+    assert names["small"].images.shape == (20, 3, 32, 32)
+    assert names["latents"].images[:].max() > 5 and names["pictures"].images[:].max() == 1
+    assert (names["mine"].name, names["mine"].shape) == ("mine", (3, 8, 8))
+    assert names["noise"].shape == (3, 32, 32)
