@@ -10,7 +10,7 @@ STAMP_RUN := $(VENV)/.stamp-run
 STAMP_DEV := $(VENV)/.stamp-dev
 # Present while pip works: found at the start of a run, it says that an installation was cut short.
 BUSY := $(VENV)/.installing
-EXTRAS := dev,notebooks,docs
+EXTRAS := dev,notebooks,docs,diffusers
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle OpenMP threads must sleep: on shared cores spinning ones cost a factor of 2 to 5.
@@ -23,11 +23,11 @@ BROKEN := $(shell test ! -e $(BUSY) && test "$$(cat $(STAMP_RUN) 2>/dev/null)" =
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types docs notebooks bench clean force
+.PHONY: help demo test lint types docs notebooks bench reliability clean force
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
-	@echo "Options: ARGS='...' goes to the command behind demo, test and notebooks; PYTHON=python3.12 chooses the Python."
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@echo "Options: ARGS='...' goes to the command behind demo, test, notebooks and reliability; PYTHON=python3.12 chooses the Python."
 
 demo: $(STAMP_RUN)  ## run the study on real handwritten digits into runs/digits and write its report
 	$(BIN)/featlens study digits $(ARGS)
@@ -55,6 +55,9 @@ bench: $(STAMP_DEV)  ## run every benchmark, one after the other
 		name=$$(basename "$$file" .py); echo "== $$name"; \
 		OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m "tests.benchmarks.$$name" || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+reliability: $(STAMP_DEV)  ## kill what writes feature files 200 times and check that nothing is lost
+	$(QUIET_THREADS) $(BIN)/python -m tests.reliability.kills --kills 200 $(ARGS)
 
 clean:  ## remove the environment, caches, site/ and build results; runs/ is never touched
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featlens.errors import FeatlensError, UsageError, choices_hint
+from featlens.options import known_options, require_options, split_options
 from featlens.plugins import EntryPoint, entry_points, load_entry_point
 
 if TYPE_CHECKING:
     from featlens.denoiser import Denoiser
 
-__all__ = ["Adapter", "load", "load_python"]
+__all__ = ["Adapter", "load"]
 
 
 class Adapter(Protocol):
-    """Loads a model, or returns None if the location is not of its kind."""
+    """Loads a model, or returns None if the location is not of its kind.
 
-    def __call__(self, location: str, device: str) -> Denoiser | None:
+    Its keyword parameters after the first two are its options.
+    """
+
+    def __call__(self, location: str, device: str, /, **options: Any) -> Denoiser | None:
         """Denoiser on ``device``."""
 
 
-def load(location: str | Path, device: str = "cpu") -> Denoiser:
+def load(location: str | Path, device: str = "cpu", **options: Any) -> Denoiser:
     """Denoiser behind a location.
 
     Parameters
     ----------
     location
-        A run folder of ours (``runs/digits/teacher``) or one of its snapshots, ``python:module:function`` for
-        a function without arguments that returns a denoiser, or ``adapter:...`` for any installed adapter.
+        A run folder of ours (``runs/digits/teacher``) or one of its snapshots, a folder of diffusers,
+        ``python:module:function`` or ``python:./file.py:function`` for a function that returns a denoiser,
+        or ``adapter:...`` for any installed adapter. Options may follow, as in ``...:width=32,depth=2``.
     device
         Where its weights go.
+    **options
+        Options of the model, as after the location.
+
+    Returns
+    -------
+    Denoiser
+        As its adapter made it.
+
+    Raises
+    ------
+    UsageError
+        There is no such model or option.
+    FeatlensError
+        The model is there and cannot be loaded.
     """
-    text = str(location)
+    text, given = _options(os.fspath(location), options)
     adapters = {point.name: point for point in entry_points("featlens.adapters")}
     prefix, _, rest = text.partition(":")
     if rest and prefix in adapters:
-        model = _adapter(adapters[prefix])(rest, device)
+        adapter = _adapter(adapters[prefix])
+        require_options(adapter, given, f"adapter {prefix!r}", skip=2)
+        model = adapter(rest, device, **given)
         if model is None:
-            raise UsageError(f"{text!r} is no location for {prefix!r}: {_EXPECTED}")
+            raise UsageError(f"{text!r} is no location for {prefix!r}: {_expected(rest)}")
         return model
-    unusable = []
+    return _recognised(text, device, given, adapters)
+
+
+def _recognised(text: str, device: str, options: dict[str, Any], adapters: dict[str, EntryPoint]) -> Denoiser:
+    """What the first adapter that knows the location makes of it."""
+    unusable, refusals = [], []
     # A bare "module:function" would match any misspelled prefix, so Python modules need theirs.
     for name in sorted(set(adapters) - {"python"}):
         try:
@@ -50,19 +76,54 @@ def load(location: str | Path, device: str = "cpu") -> Denoiser:
         except FeatlensError as error:
             unusable.append(str(error))
             continue
-        model = adapter(text, device)
+        try:
+            # Unknown options are refused only by the adapter whose location it is.
+            model = adapter(text, device, **known_options(adapter, options, skip=2))
+        except UsageError as refusal:
+            refusals.append(refusal)
+            continue
         if model is not None:
+            require_options(adapter, options, f"adapter {name!r}", skip=2)
             return model
+    if refusals:
+        raise refusals[0]
     broken = "".join(f" ({reason})" for reason in unusable)
-    if rest and not Path(text).exists() and len(prefix) > 1:
-        hint = choices_hint(prefix, adapters)
-        raise UsageError(f"unknown kind of model {prefix!r} in {text!r}: {hint}{broken}")
-    if not Path(text).exists():
-        raise UsageError(f"no model at {text!r}: {_EXPECTED}{broken}")
-    raise UsageError(f"{text!r} is not a model that featlens knows: {_EXPECTED}{broken}")
+    prefix, _, rest = text.partition(":")
+    if os.path.exists(text):  # noqa: PTH110 - a path may not even be possible
+        raise UsageError(f"{text!r} is not a model that featlens knows: {_EXPECTED}{broken}")
+    if rest and len(prefix) > 1:
+        raise UsageError(
+            f"unknown kind of model {prefix!r} in {text!r}: {choices_hint(prefix, adapters)}{broken}"
+        )
+    raise UsageError(f"no model at {text!r}: {_expected(text)}{broken}")
 
 
-_EXPECTED = "expected a run folder with run.json, or python:module:function"
+_EXPECTED = (
+    "expected a run folder with run.json, a folder of diffusers with config.json, or python:module:function"
+)
+
+
+def _expected(location: str) -> str:
+    """What is expected, and where a name of the hub is given, how to get the model."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", location) or os.path.exists(location):  # noqa: PTH110
+        return _EXPECTED
+    name = location.partition("/")[2]
+    return (
+        f"{_EXPECTED}; featlens downloads nothing: if it is a model of the Hugging Face hub, run "
+        f"'hf download {location} --local-dir models/{name}' and give models/{name}"
+    )
+
+
+def _options(location: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The location without options, and all options."""
+    # A path that is there is never taken apart.
+    if os.path.exists(location):  # noqa: PTH110
+        return location, options
+    text, written = split_options(location)
+    twice = sorted(set(written) & set(options))
+    if twice:
+        raise UsageError(f"load: option {twice[0]!r} is in {location!r} and an argument; give it once")
+    return text, {**written, **options}
 
 
 def _adapter(point: EntryPoint) -> Adapter:
@@ -74,39 +135,3 @@ def _adapter(point: EntryPoint) -> Adapter:
             f"adapter {point.name!r} of {point.distribution} cannot be loaded: {reason}; install or update it"
         ) from error
     return adapter
-
-
-def load_python(location: str, device: str) -> Denoiser | None:
-    """``module:function`` -> what the function returns; modules are also looked up in the working folder."""
-    module_name, _, attribute = location.partition(":")
-    if not attribute or "/" in location:
-        return None
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"python:{location}: no module {error.name!r}; run from its folder or install it"
-        ) from None
-    finally:
-        if added:
-            sys.path.remove(here)
-    if not hasattr(module, attribute):
-        known = [name for name in vars(module) if not name.startswith("_")]
-        raise UsageError(
-            f"python:{location}: {module_name} has no {attribute!r}: {choices_hint(attribute, known)}"
-        )
-    model = getattr(module, attribute)()
-    expected = ("sample_shape", "num_labels", "sigma_data", "network")
-    missing = [name for name in expected if not hasattr(model, name)]
-    if missing or not callable(model):
-        raise FeatlensError(
-            f"python:{location} returned a {type(model).__name__} without "
-            f"{', '.join(missing) or '__call__'}; a denoiser is expected (see featlens.Denoiser)"
-        )
-    model.network.to(device)
-    denoiser: Denoiser = model
-    return denoiser

@@ -7,13 +7,26 @@ of shape (B,) is the standard deviation of the noise in units of the data; a den
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-__all__ = ["Denoiser", "EDMDenoiser", "Preconditioning", "column", "one_hot", "weights_digest"]
+from featlens.errors import FeatlensError
+
+__all__ = [
+    "Denoiser",
+    "EDMDenoiser",
+    "Preconditioning",
+    "column",
+    "one_hot",
+    "tensor_digests",
+    "weights_digest",
+]
 
 
 @runtime_checkable
@@ -105,6 +118,9 @@ class EDMDenoiser(nn.Module):
         As in :class:`Denoiser`.
     """
 
+    sigma_init: float | None = None
+    """Noise level from which a one-step generator starts, where that is known."""
+
     def __init__(
         self, network: nn.Module, sample_shape: tuple[int, ...], num_labels: int = 0, sigma_data: float = 0.5
     ) -> None:
@@ -125,16 +141,94 @@ class EDMDenoiser(nn.Module):
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes of a module's state."""
-    import hashlib
+    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes of a module's state.
 
+    At most 64 MB are copied to the CPU at a time. Equal weights have equal digests on every device, and
+    behind ``torch.compile`` and ``DistributedDataParallel``.
+
+    Raises
+    ------
+    FeatlensError
+        A tensor has no bytes to read: it is on the meta device, sparse, quantised, of a lazy module that
+        has not run, or something else than a tensor.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        held = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{tuple(held.shape)}|{held.dtype}|".encode())
-        digest.update(
-            held.view(torch.uint8).numpy().tobytes()
-            if held.ndim
-            else bytes(held.reshape(1).view(torch.uint8).tolist())
-        )
+    for name, tensor in sorted(_state(module).items()):
+        for part in _bytes_of(name, tensor):
+            digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def tensor_digests(module: nn.Module) -> dict[str, str]:
+    """As :func:`weights_digest`, for each tensor of a module's state by its name."""
+    digests = {}
+    for name, tensor in _state(module).items():
+        digest = hashlib.sha256()
+        for part in _bytes_of(name, tensor):
+            digest.update(part)
+        digests[name] = digest.hexdigest()[:16]
+    return digests
+
+
+_AT_ONCE = 2**26
+_COMPILED = "_orig_mod"
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """State with the names that it has in the bare module."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, _COMPILED, None), nn.Module):
+            module = inner
+        else:
+            break
+    # Parts of the module may be compiled by themselves.
+    return {
+        ".".join(part for part in name.split(".") if part != _COMPILED): tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _bytes_of(name: str, tensor: Tensor) -> Iterator[bytes | memoryview]:
+    """What is digested of one tensor."""
+    _require_bytes(name, tensor)
+    yield f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode()
+    for part in _parts(tensor.detach()):
+        held = part.resolve_conj().resolve_neg()
+        # A single value counts as contiguous with any stride, but only stride 1 can be seen as bytes.
+        if held.stride(-1) != 1:
+            held = held.clone(memory_format=torch.contiguous_format)
+        yield held.view(torch.uint8).cpu().numpy().data
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The values in order, in flat pieces of few enough bytes."""
+    size = max(1, _AT_ONCE // tensor.element_size())
+    if tensor.numel() <= size or tensor.ndim < 2 or tensor.is_contiguous():
+        yield from torch.split(tensor.reshape(-1), size)
+        return
+    # Flattening all of a strided tensor would copy it whole.
+    for row in tensor:
+        yield from _parts(row)
+
+
+def _require_bytes(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        what, do = f"a {type(tensor).__name__}", "leave out extra state, or digest a module without it"
+    elif isinstance(tensor, UninitializedBuffer | UninitializedParameter):
+        what, do = "of a lazy module that has not run yet", "run the model once"
+    elif tensor.is_meta:
+        what, do = "on the meta device, without values", "load the weights"
+    elif tensor.is_quantized or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        what, do = (
+            f"a {type(tensor).__name__} of {tensor.dtype}, quantised or distributed",
+            "load plain weights",
+        )
+    elif tensor.layout is not torch.strided:
+        what, do = f"sparse ({tensor.layout})", "call to_dense() on it"
+    else:
+        return
+    raise FeatlensError(
+        f"the weights have no digest: expected dense tensors with values, {name!r} is {what}; {do}"
+    )

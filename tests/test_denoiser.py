@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,8 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from featlens.denoiser import Denoiser, EDMDenoiser, Preconditioning, column, one_hot, weights_digest
-from featlens.errors import UsageError
+from featlens import denoiser as module_of_denoisers
+from featlens.denoiser import (
+    Denoiser,
+    EDMDenoiser,
+    Preconditioning,
+    column,
+    one_hot,
+    tensor_digests,
+    weights_digest,
+)
+from featlens.errors import FeatlensError, UsageError
 from featlens.testing import check_denoiser
 from featlens_trainers import UNet, UNetConfig, edm_loss
 
@@ -209,3 +221,133 @@ def test_the_digest_tells_equal_bytes_of_two_dtypes_apart_but_not_two_orders_of_
     for parameter in forth.parameters():
         nn.init.zeros_(parameter)
     assert weights_digest(forth.half()) != weights_digest(forth.bfloat16())
+
+
+def known_weights() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    for index, tensor in enumerate(net.state_dict().values()):
+        if tensor.is_floating_point():
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) / 7 + index)
+    return net
+
+
+def test_digests_of_feature_files_that_are_there_stay_valid() -> None:
+    assert weights_digest(known_weights()) == "338365ddf00793c1"
+
+
+def plain_digest(module: nn.Module) -> str:
+    """The digest from its definition."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("at_once", [16, 64, 2**26])
+def test_the_digest_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    net = nn.Sequential(nn.Conv2d(5, 4, 3), nn.Linear(7, 5), nn.BatchNorm1d(3))
+    net[0].weight.data = net[0].weight.data.contiguous(memory_format=torch.channels_last)
+    net.register_buffer("strided", torch.arange(90.0).reshape(9, 10).t())
+    net.register_buffer("every_second", torch.arange(100.0)[::2])
+    net.register_buffer("empty", torch.zeros(0, 3))
+    net.register_buffer("scalar", torch.tensor(3))
+    expected = plain_digest(net)
+    sizes = []
+    parts = module_of_denoisers._parts
+
+    def watched(tensor: Tensor) -> Iterator[Tensor]:
+        for part in parts(tensor):
+            sizes.append(part.numel() * part.element_size())
+            if part.numel() and part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+                # A copy: no more than this piece may have been copied for it.
+                sizes.append(part.untyped_storage().nbytes())
+            yield part
+
+    monkeypatch.setattr(module_of_denoisers, "_AT_ONCE", at_once)
+    monkeypatch.setattr(module_of_denoisers, "_parts", watched)
+    assert weights_digest(net) == expected
+    assert max(sizes) <= at_once
+
+
+def test_a_wrapped_network_has_the_digest_of_the_bare_one() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 1)))
+    expected, each = weights_digest(net), tensor_digests(net)
+    compiled = torch.compile(net, backend="eager")
+    assert next(iter(compiled.state_dict())).startswith("_orig_mod.")
+    wrapped = [compiled, nn.DataParallel(net), nn.DataParallel(compiled)]
+    for module in wrapped:
+        assert weights_digest(module) == expected
+        assert tensor_digests(module) == each
+    net[1] = torch.compile(net[1], backend="eager")
+    assert "1._orig_mod.0.weight" in net.state_dict()
+    assert weights_digest(net) == expected
+
+
+def test_a_part_that_is_called_module_keeps_its_name() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    holder = Holder()
+    assert weights_digest(holder) == plain_digest(holder)
+    assert set(tensor_digests(holder)) == {"module.weight", "module.bias"}
+
+
+def test_digests_of_single_tensors_tell_which_one_has_changed() -> None:
+    net = known_weights()
+    before = tensor_digests(net)
+    net[1].running_mean.add_(1)
+    after = tensor_digests(net)
+    assert [name for name in before if before[name] != after[name]] == ["1.running_mean"]
+
+
+def of_extra_state() -> nn.Module:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> object:
+            return {"steps": 3}
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    return Extra(1, 1)
+
+
+def of_sparse() -> nn.Module:
+    module = nn.Module()
+    module.register_buffer("weight", torch.eye(3).to_sparse())
+    return module
+
+
+def of_quantised() -> nn.Module:
+    module = nn.Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.register_buffer("weight", torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 2, device="meta"), "'bias' is on the meta device, without values; load"),
+        (of_sparse, r"'weight' is sparse \(torch.sparse_coo\); call to_dense"),
+        (of_quantised, "'weight' is a Tensor of torch.qint8, quantised or distributed; load plain weights"),
+        (lambda: nn.LazyLinear(2), "'bias' is of a lazy module that has not run yet; run the model once"),
+        (of_extra_state, "'_extra_state' is a dict; leave out extra state"),
+    ],
+)
+def test_what_has_no_bytes_is_refused(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(
+        FeatlensError, match=f"the weights have no digest: expected dense .*{message}"
+    ) as caught:
+        weights_digest(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_our_denoiser_knows_no_start_unless_it_is_told_one() -> None:
+    denoiser = EDMDenoiser(Constant(0.0), (1, 2, 2))
+    assert denoiser.sigma_init is None
+    denoiser.sigma_init = 2.5
+    assert EDMDenoiser.sigma_init is None

@@ -111,3 +111,38 @@ def test_loading_gives_the_module_or_what_it_names():
         load_entry_point(EntryPoint("a", "no_such_module:x", "x"))
     with pytest.raises(AttributeError, match="no_such_name"):
         load_entry_point(EntryPoint("a", "os:no_such_name", "x"))
+
+
+def test_adapters_of_featlens_are_installed_and_their_options_can_be_read():
+    from featlens.options import known_options
+
+    adapters = {point.name: point for point in entry_points("featlens.adapters")}
+    assert {"diffusers", "python", "run"} <= set(adapters)
+    options = {"width": 1, "dtype": "float16", "device": "cpu", "location": "x"}
+    known = {name: known_options(load_entry_point(adapters[name]), options, skip=2) for name in adapters}
+    assert known["diffusers"] == {"dtype": "float16"}
+    assert known["run"] == {}
+    assert known["python"] == options
+
+
+def test_an_installed_adapter_is_found_with_its_options(tmp_path, monkeypatch):
+    import featlens
+
+    install(tmp_path, "made_host", "[featlens.adapters]\nmade = made_host_adapter:load_made\n")
+    (tmp_path / "made_host_adapter.py").write_text(
+        """
+from torch import nn
+from featlens import EDMDenoiser
+
+def load_made(location, device, *, ema=True):
+    model = EDMDenoiser(nn.Identity(), (1,))
+    model.told = (location, device, ema)
+    return model if location.endswith("made") else None
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert featlens.load("made:a/made:ema=false").told == ("a/made", "cpu", False)
+    assert featlens.load("some/made", device="meta").told == ("some/made", "meta", True)
+    with pytest.raises(featlens.FeatlensError, match="adapter 'made' has no option 'emma'"):
+        featlens.load("some/made:emma=false")
+    sys.modules.pop("made_host_adapter", None)
