@@ -9,13 +9,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FeatlensError", "SiteError", "StoreError", "UsageError", "choices_hint"]
+__all__ = ["FeatlensError", "FeatlensWarning", "SiteError", "StoreError", "UsageError", "choices_hint"]
 
 
 class FeatlensError(Exception):
     """Work failed for a reason the user can act on; the message is one line."""
 
     exit_code = 1
+
+
+class FeatlensWarning(UserWarning):
+    """The work goes on, but the user should know something; the message is one line."""
 
 
 class UsageError(FeatlensError):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = [
+    "AppearedError",
     "atomic_path",
     "explain_os_error",
     "lock",
+    "lock_file",
     "make_folder",
+    "require_space",
     "write_bytes",
     "write_netcdf",
     "write_text",
@@ -51,29 +55,123 @@ def explain_os_error(error: OSError, path: os.PathLike[str] | str | None = None)
     return FeatlensError(f"{where}: {advice or ' '.join(str(error).split())}")
 
 
+class AppearedError(FeatlensError):
+    """Another process made the file while this one was preparing it."""
+
+
 @contextlib.contextmanager
-def atomic_path(path: os.PathLike[str] | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds, else is removed."""
+def atomic_path(path: os.PathLike[str] | str, new: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds, else is removed.
+
+    The temporary file is locked (``flock``) while the block runs; temporary files for the same ``path`` that
+    nobody locks are what killed processes left behind, and are removed first. HDF5 has locks of its own:
+    open the temporary file with :func:`featlens.store.open.new_hdf5`.
+
+    Parameters
+    ----------
+    path
+        File to make or to replace.
+    new
+        Never replace a file that appeared since: :class:`AppearedError` then.
+    sync
+        Bring the data to the disk first, so that a power cut leaves the old file or the new one.
+    """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
+        _sweep(target)
+        temporary, handle = _locked_temporary(target)
     except OSError as error:
         raise explain_os_error(error, target) from error
-    temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
+        _put(temporary, target, new)
     except OSError as error:
         raise explain_os_error(error, target) from error
     finally:
+        os.close(handle)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, target: Path, new: bool) -> None:
+    """Give a file its name; a link, unlike a rename, fails if the name is taken."""
+    if new:
+        try:
+            os.link(temporary, target)
+            return
+        except FileExistsError:
+            raise AppearedError(f"{target} has just been made by another process") from None
+        except OSError:
+            pass  # A file system without hard links.
+    temporary.replace(target)
+
+
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    """A new temporary file and a descriptor that holds its lock."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        lock_file(handle, wait=True)
+        # Between its making and its locking another process may have swept it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), Path(name).stat()):
+                return Path(name), handle
+        os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporary files of killed processes; the system freed their locks."""
+    # More than one dot and ending: a file that was made, again atomically, in the place of a temporary one.
+    pattern = re.compile(rf"\.+{re.escape(target.name)}(\.[a-z0-9_]{{8}}\.tmp)+")
+    with os.scandir(target.parent) as entries:
+        names = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+    for name in names:
+        with contextlib.suppress(OSError):
+            handle = os.open(name, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if lock_file(handle):
+                    Path(name).unlink()
+            finally:
+                os.close(handle)
+
+
+def lock_file(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
+    """Lock an open file as HDF5 does: whether it was free; None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - Windows has no fcntl
+        return None
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def require_space(path: os.PathLike[str] | str, needed: int) -> None:
+    """Refuse to begin a file of ``needed`` bytes where the disk has fewer left."""
+    try:
+        free = shutil.disk_usage(Path(path).parent).free
+    except OSError:
+        return
+    if needed > free:
+        raise FeatlensError(
+            f"{path}: needs {_readable(needed)}, {_readable(free)} are free; "
+            "free some space or choose another output with -o"
+        )
+
+
+def _readable(size: int) -> str:
+    power = min(4, max(0, (len(str(size)) - 1) // 3))
+    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
+    return f"{size / 1000**power:.{1 if power else 0}f} {unit}"
 
 
 def write_bytes(path: os.PathLike[str] | str, data: bytes) -> None:

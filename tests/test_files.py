@@ -9,7 +9,16 @@ import stat
 import pytest
 
 from featlens.errors import FeatlensError
-from featlens.files import atomic_path, explain_os_error, lock, make_folder, write_bytes, write_text
+from featlens.files import (
+    AppearedError,
+    atomic_path,
+    explain_os_error,
+    lock,
+    make_folder,
+    require_space,
+    write_bytes,
+    write_text,
+)
 
 
 def test_a_written_file_is_whole_and_alone(tmp_path):
@@ -118,3 +127,92 @@ def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
     refused = pytest.raises(FeatlensError, match="there is no such file or folder")
     with refused, lock(tmp_path / "nowhere" / "run.lock", "x"):
         pass
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, python):
+    pytest.importorskip("fcntl")
+    code = (
+        "import os, signal, sys; from featlens.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    target = tmp_path / "a.txt"
+    assert python(code, target).returncode == -9
+    assert len(names(tmp_path)) == 1
+    others = [
+        ".b.txt.abcd1234.tmp",
+        ".a.txt.tmp",
+        ".a.txt.abcd1234",
+        "xa.txt.abcd1234.tmp",
+        ".a.txt.ABCD.tmp",
+    ]
+    for name in others:
+        (tmp_path / name).write_text("not ours")
+    with atomic_path(target) as live:
+        assert names(tmp_path) == sorted([live.name, *others])
+        live.write_text("first")
+        write_text(target, "second")
+        assert live.read_text() == "first"
+    assert target.read_text() == "first"
+    assert names(tmp_path) == sorted(["a.txt", *others])
+
+
+def test_a_temporary_file_in_the_place_of_a_temporary_file_is_removed_too(tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "..a.txt.abcd1234.tmp.efgh5678.tmp").write_text("of a merge that was killed")
+    write_text(tmp_path / "a.txt", "x")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / ".a.txt.abcd1234.tmp").symlink_to(tmp_path / "precious")
+    write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "a.txt"
+    refused = pytest.raises(AppearedError, match=r"a\.txt has just been made by another process")
+    with refused, atomic_path(target, new=True) as temporary:
+        temporary.write_text("ours")
+        target.write_text("theirs")
+    assert target.read_text() == "theirs"
+    target.unlink()
+    with atomic_path(target, new=True) as temporary:
+        temporary.write_text("ours")
+    assert target.read_text() == "ours"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_where_links_are_impossible_a_new_file_is_renamed(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with atomic_path(tmp_path / "a.txt", new=True) as temporary:
+        temporary.write_text("ours")
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (12_345_678_901, "needs 12.3 GB, 4.1 GB are free"),
+        (4_100_000_001, "needs 4.1 GB, 4.1 GB are free"),
+        (9 * 10**15, "needs 9000.0 TB, 4.1 GB are free"),
+    ],
+)
+def test_space_that_is_not_there_is_told(monkeypatch, size, told):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 4_100_000_000}))
+    with pytest.raises(FeatlensError) as caught:
+        require_space("runs/a.h5", size)
+    assert str(caught.value) == f"runs/a.h5: {told}; free some space or choose another output with -o"
+    require_space("runs/a.h5", 4_100_000_000)
+
+
+def test_space_is_not_asked_for_where_the_system_does_not_tell(tmp_path):
+    require_space(tmp_path / "nowhere" / "a.h5", 10**18)

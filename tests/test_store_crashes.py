@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, StoreError
 from featlens.store import FeatureStore, FeatureWriter, SiteInfo
 
 # Writes a file block by block, continuing what is there; every number is a function of its place alone.
@@ -51,7 +53,7 @@ with open_writer(path) as writer:
     fill(writer)
 whole, seconds = path.read_bytes(), time.perf_counter() - begun
 draws, cut, kills, midway = random.Random(int(sys.argv[2])), path.with_name("cut.h5"), 0, 0
-while midway < int(sys.argv[3]) and kills < 100:
+while midway < int(sys.argv[3]) and kills < 400:
     kills += 1
     if cut.exists() and FeatureStore(cut).complete:
         cut.unlink()
@@ -220,6 +222,233 @@ except FeatlensError as error:
     checked(python(WRITER + "\nwith open_writer(path) as writer: fill(writer)", path))
     with FeatureStore(path) as store:
         assert np.array_equal(store.read("enc.conv", 2.0), expected("enc.conv", 1, 2000))
+
+
+def free_space(monkeypatch, size):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": size}))
+
+
+def test_a_file_that_the_disk_cannot_hold_is_refused_before_it_is_begun(path, monkeypatch):
+    free_space(monkeypatch, 4_100_000_000)
+    sites = [SiteInfo("a", 0, 3000), SiteInfo("b", 1, 3000, same_as="a")]
+    with pytest.raises(
+        FeatlensError,
+        match=r"a\.h5: needs 12\.\d GB, 4\.1 GB are free; free some space or choose another output",
+    ):
+        FeatureWriter.create(path, sites, [0.5], np.arange(1_000_000), {})
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_size_that_is_asked_for_is_that_of_the_file(path, monkeypatch):
+    sites = [SiteInfo("a", 0, 100), SiteInfo("b", 1, 30)]
+    FeatureWriter.create(path, sites, [0.5, 2.0], np.arange(3000), {}).close()
+    size = path.stat().st_size
+    free_space(monkeypatch, int(size * 0.97))
+    with pytest.raises(FeatlensError, match=r"needs 3\.2 MB, 3\.1 MB are free"):
+        FeatureWriter.create(path, sites, [0.5, 2.0], np.arange(3000), {})
+    free_space(monkeypatch, size)
+    FeatureWriter.create(path, sites, [0.5, 2.0], np.arange(3000), {}).close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A folder on a disk of a megabyte, where one may be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tiny_disk, monkeypatch):
+    path, sites = tiny_disk / "a.h5", [SiteInfo("a", 0, 100)]
+    with pytest.raises(FeatlensError, match=r"a\.h5: needs 2\.1 MB, 1\.0 MB are free"):
+        FeatureWriter.create(path, sites, [0.5], np.arange(5000), {})
+    free_space(monkeypatch, 10**9)
+    for _ in range(2):
+        with pytest.raises(FeatlensError) as caught:
+            FeatureWriter.create(path, sites, [0.5], np.arange(5000), {})
+        assert str(caught.value) == (
+            f"{path}: the disk is full; free some space and run the same command again"
+        )
+        assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_read_only_disk_is_one_line_and_what_lies_there_is_read(tiny_disk):
+    path, sites = tiny_disk / "a.h5", [SiteInfo("a", 0, 2)]
+    with FeatureWriter.create(path, sites, [0.5], np.arange(600), {}) as writer:
+        writer.append(0, {"a": np.ones((256, 2))})
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    for attempt in (
+        lambda: FeatureWriter.create(path, sites, [0.5], [1], {}),
+        lambda: FeatureWriter.create(tiny_disk / "b.h5", sites, [0.5], [1], {}),
+        lambda: FeatureWriter.resume(path, {}),
+    ):
+        with pytest.raises(FeatlensError, match=r"\.h5: the file system is read-only; choose another output"):
+            attempt()
+    with FeatureStore(path) as store:
+        assert store.read("a", 0.5, slice(0, 256)).sum() == 512
+
+
+def test_on_a_disk_that_others_fill_what_was_laid_down_can_be_finished(tiny_disk):
+    path, values = tiny_disk / "a.h5", np.random.default_rng(0).normal(size=(1500, 100)).astype(np.float32)
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 100)], [0.5], np.arange(1500), {}) as writer:
+        with pytest.raises(OSError, match="No space"):
+            (tiny_disk / "other").write_bytes(bytes(1 << 20))
+        writer.append(0, {"a": values})
+    with FeatureStore(path) as store:
+        assert store.complete
+        assert np.array_equal(store.read("a", 0.5), values)
+
+
+@pytest.mark.parametrize("what", ["deleted", "replaced"])
+def test_a_file_that_goes_away_while_it_is_written_is_noticed(path, what):
+    values = np.ones((600, 2), dtype=np.float32)
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], np.arange(600), {}) as writer:
+        writer.append(0, {"a": values[:256]})
+        path.unlink()
+        if what == "replaced":
+            path.write_text("another")
+        with pytest.raises(
+            StoreError, match=rf"a\.h5 was {what} while it was being written.*; run the same command again"
+        ):
+            writer.append(0, {"a": values[256:]})
+        assert writer.done(0) == 256
+    assert path.exists() == (what == "replaced")
+
+
+def test_a_writer_follows_its_file_when_the_process_changes_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with FeatureWriter.create("a.h5", [SiteInfo("a", 0, 2)], [0.5], np.arange(6), {}) as writer:
+        monkeypatch.chdir("/")
+        writer.append(0, {"a": np.ones((6, 2))})
+    assert FeatureStore(tmp_path / "a.h5").complete
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_killed_while_it_lays_down_leaves_nothing_for_ever(path, python):
+    kill = """
+import os, signal
+from featlens.store import lay_down
+class Killer:
+    def __init__(self): self.left = int(sys.argv[2])
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+real, lay_down._lay_down_site = lay_down._lay_down_site, Killer()
+open_writer(path)
+"""
+    for sites_done in (0, 1):
+        assert python(WRITER + kill, path, sites_done).returncode == -9
+        (left,) = path.parent.iterdir()
+        assert left.name.startswith(".a.h5.") and left.name.endswith(".tmp")
+    (path.parent / ".a.h5.other").write_text("not ours")
+    (path.parent / ".b.h5.12345678.tmp").write_text("of another file")
+    checked(python(WRITER + "open_writer(path).close()", path))
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        ".a.h5.other",
+        ".b.h5.12345678.tmp",
+        "a.h5",
+    ]
+
+
+TWO = """
+from featlens.store import writer as module
+real = module.lay_down
+def slow(*args):
+    laid = real(*args)
+    print("laid", flush=True)
+    sys.stdin.readline()
+    return laid
+module.lay_down = slow
+try:
+    writer = open_writer(path)
+    print("begun", flush=True)
+    sys.stdin.readline()
+    writer.close()
+except FeatlensError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_two_processes_that_find_no_file_one_makes_it(path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", WRITER + TWO, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as two:
+        assert one.stdout.readline() == two.stdout.readline() == "laid\n"
+        one.stdin.write("\n")
+        one.stdin.flush()
+        assert one.stdout.readline() == "begun\n"
+        two.stdin.write("\n")
+        two.stdin.flush()
+        assert two.stdout.readline() == (
+            f"{path} has just been begun by another process; wait for it to finish or choose another output "
+            "with -o\n"
+        )
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.h5"]
+    FeatureStore(path).close()
+
+
+def test_without_locks_of_hdf5_a_second_writer_is_refused_all_the_same(path, python, monkeypatch):
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
+    again = """
+for attempt in (lambda: FeatureWriter.resume(path, {"model": "m"}),
+                lambda: FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], [1], {})):
+    try:
+        attempt()
+        print("not refused")
+    except FeatlensError as error:
+        print(error)
+print(FeatureStore(path).rows_done.tolist())
+"""
+    values = np.ones((600, 2), dtype=np.float32)
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], np.arange(600), {"model": "m"}) as writer:
+        writer.append(0, {"a": values[:256]})
+        lines = checked(python(WRITER + again, path)).splitlines()
+        writer.append(0, {"a": values[256:]})
+    assert lines == [
+        f"{path} is open in another process; wait for it to finish",
+        f"{path} is being written in another process; wait for it to finish",
+        "[256]",
+    ]
+    with FeatureStore(path) as store:
+        assert np.array_equal(store.read("a", 0.5), values)
+
+
+def test_locks_are_taken_by_force_too(path, monkeypatch):
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 2)], [0.5], [1], {}) as writer:
+        writer.append(0, {"a": np.ones((1, 2))})
+    assert FeatureStore(path).complete
+
+
+def test_completing_a_file_changes_it_in_one_stroke(path, monkeypatch):
+    sites = [SiteInfo("a", 0, 2)]
+    with FeatureWriter.create(path, sites, [0.5], [1], {}) as writer:
+        writer.append(0, {"a": np.ones((1, 2))})
+        before, strokes = path.read_bytes(), []
+        real = os.write
+        monkeypatch.setattr(
+            os, "write", lambda handle, data: strokes.append(bytes(data)) or real(handle, data)
+        )
+    after = path.read_bytes()
+    changed = [place for place in range(len(before)) if before[place] != after[place]]
+    (stroke,) = strokes
+    assert after[min(changed) : max(changed) + 1] == stroke
+    assert len(before) == len(after) and len(stroke) < 4096
+    with h5py.File(path) as file:
+        assert file.attrs["complete"] == 1
 
 
 def test_an_output_in_a_folder_that_cannot_be_written_is_one_line(tmp_path):

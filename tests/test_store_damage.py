@@ -8,7 +8,7 @@ import pytest
 
 from featlens import compare
 from featlens.errors import FeatlensError, StoreError
-from featlens.store import FeatureStore
+from featlens.store import FORMAT, Damage, FeatureStore, FeatureWriter, SiteInfo
 
 WIDTHS = {"enc.conv": 8, "dec#0": 3}
 N = 700
@@ -127,13 +127,98 @@ def test_a_flipped_bit_is_found_and_named_with_site_and_rows(whole):
     whole.write_bytes(data)
     with FeatureStore(whole) as store:
         with pytest.raises(
-            StoreError, match=r"site 'enc\.conv', sigma 2, rows 200\.\.300 are damaged"
+            StoreError, match=r"site 'enc\.conv', sigma 2, rows 256\.\.300 are damaged \(checksum mismatch\)"
         ) as caught:
             store.read("enc.conv", 2.0, slice(200, 300))
         assert "\n" not in str(caught.value)
         assert store.read("enc.conv", 2.0, slice(0, 256)).shape == (256, 8)
         assert store.read("enc.conv", 0.5).shape == (N, 8)
         assert store.read("dec#0", 2.0).shape == (N, 3)
+        assert store.checksummed
+        assert store.verify() == [Damage("enc.conv", 2.0, 256, 512, "checksum mismatch")]
+
+
+def flip(path, place, mask=4):
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ mask]))
+
+
+def test_verify_names_every_damaged_chunk_and_only_those_that_are_done(path, make_store):
+    make_store(path, WIDTHS, sigmas=(0.5, 2.0), n=N, rows=512)
+    with h5py.File(path) as file:
+        for site, place in (("enc.conv", (0, 0, 0)), ("enc.conv", (1, 512, 0)), ("dec#0", (1, 256, 0))):
+            flip(path, file["sites"][site].id.get_chunk_info_by_coord(place).byte_offset)
+    with FeatureStore(path) as store:
+        found = [(damage.site, damage.sigma, damage.start, damage.stop) for damage in store.verify()]
+    assert found == [("enc.conv", 0.5, 0, 256), ("dec#0", 2.0, 256, 512)]
+
+
+def test_damage_of_shared_features_is_named_once_and_read_is_refused_under_both_names(path):
+    sites = [SiteInfo("a", 0, 2), SiteInfo("b", 1, 2, same_as="a")]
+    with FeatureWriter.create(path, sites, [0.5], np.arange(300), {}) as writer:
+        writer.append(0, {"a": np.ones((300, 2))})
+    with h5py.File(path) as file:
+        place = file["sites/a"].id.get_chunk_info(1).byte_offset
+    flip(path, place)
+    with FeatureStore(path) as store:
+        assert [str(damage) for damage in store.verify()] == [
+            "site 'a', sigma 0.5, rows 256..300 are damaged (checksum mismatch)"
+        ]
+        with pytest.raises(StoreError, match=r"site 'b', sigma 0\.5, rows 256\.\.300 are damaged"):
+            store.read("b", 0.5)
+        with pytest.raises(StoreError, match=r"site 'b', sigma 0\.5, rows 256\.\.300 are damaged"):
+            list(store.blocks("b", 0.5))
+
+
+def test_a_file_without_checksums_says_so(path):
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format=FORMAT, version=1, complete=1)
+        file["sigma"], file["sample"] = [0.5], np.arange(6)
+        file["sites/a"] = np.ones((1, 6, 2), dtype=np.float32)
+    with FeatureStore(path) as store:
+        assert not store.checksummed
+        assert store.verify() == []
+
+
+def test_rows_that_were_never_written_are_damage(path):
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format=FORMAT, version=1, complete=1)
+        file["sigma"], file["sample"] = [0.5], np.arange(600)
+        dataset = file.create_dataset("sites/a", (1, 600, 2), "f4", chunks=(1, 256, 2), compression="gzip")
+        dataset[0, :256] = 1
+    with FeatureStore(path) as store:
+        found = [(damage.start, damage.stop, damage.reason) for damage in store.verify()]
+    assert found == [(256, 512, "never written"), (512, 600, "never written")]
+
+
+@pytest.mark.parametrize("name", ["sigma", "sample", "label"])
+def test_a_flipped_bit_in_what_the_rows_mean_is_found(path, make_store, name):
+    make_store(path, n=40, labels=np.arange(40))
+    with h5py.File(path) as file:
+        place = file[name].id.get_chunk_info(0).byte_offset
+    flip(path, place)
+    with pytest.raises(StoreError, match=rf"'/{name}' cannot be read"):
+        FeatureStore(path)
+
+
+def test_a_flipped_bit_in_the_manifest_is_found(path, make_store):
+    make_store(path, n=40)
+    flip(path, path.read_bytes().index(b"noise_seed"))
+    with pytest.raises(StoreError, match=r"a\.h5 is damaged"):
+        FeatureStore(path)
+
+
+def test_the_checksums_are_those_of_hdf5(path, make_store):
+    """A chunk that HDF5 writes anew has the very bytes that the writer put there."""
+    written = make_store(path, {"a": 5, "b": 1500}, n=600)
+    before = path.read_bytes()
+    with h5py.File(path, "r+") as file:
+        for site in ("a", "b"):
+            file["sites"][site][0, :512] = written[site, 0.5][:512]
+    assert path.read_bytes() == before
 
 
 def test_an_incomplete_file_is_refused_by_compare_and_named(path, tmp_path, make_store):

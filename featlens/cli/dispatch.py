@@ -30,6 +30,7 @@ SUMMARIES = {
     "sample": "draw images from a trained teacher or student",
     "evaluate": "Frechet distance and KID of a run's images to held-out data",
     "extract": "store the activations of a model in a feature file",
+    "merge": "make one feature file of the shards of several processes",
     "inspect": "show what a feature file or a model holds",
     "compare": "compare two feature files site by site",
     "probe": "linear probes over site x sigma of a feature file",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,57 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.errors import SiteError, StoreError, UsageError, choices_hint
-from featlens.files import explain_os_error
+from featlens.errors import FeatlensError, SiteError, StoreError, UsageError, choices_hint
 from featlens.names import match_names
-from featlens.store.layout import FORMAT, VERSION, SiteInfo
+from featlens.store.header import read_header
+from featlens.store.layout import SiteInfo, primaries
+from featlens.store.open import FileInUse, identity_of, open_hdf5, readers, shown
+from featlens.store.verify import Damage, damaged_rows
+from featlens.store.virtual import Part, open_shards, parts_of
 
 __all__ = ["FeatureStore", "FileInUse", "open_hdf5"]
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-class FileInUse(StoreError):
-    """The file is open elsewhere in a way that forbids what is asked."""
-
-
-def open_hdf5(path: Path, mode: str) -> Any:
-    """Open an HDF5 file; a :class:`StoreError` says what is wrong with it."""
-    import h5py
-
-    try:
-        head = _head(path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    if not head:
-        raise StoreError(f"{path}: expected a feature file, found an empty file; extract it again")
-    if head != SIGNATURE:
-        raise StoreError(
-            f"{path}: expected a feature file (HDF5), found something else; make one with 'featlens extract'"
-        )
-    try:
-        return h5py.File(path, mode)
-    except OSError as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, BlockingIOError) or "unable to lock" in text:
-            use = "being written" if mode == "r" else "open"
-            raise FileInUse(f"{path} is {use} in another process; wait for it to finish") from None
-        if "already open" in text:
-            raise FileInUse(f"{path} is open for reading in this process; close that store first") from None
-        if "truncated" in text:
-            raise StoreError(
-                f"{path} is truncated (cut off while it was copied?); copy or extract it again"
-            ) from None
-        if error.errno in (13, 30):
-            raise explain_os_error(error, path) from None
-        raise StoreError(
-            f"{path} is damaged and cannot be opened ({text[:120]}); copy or extract it again"
-        ) from None
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(len(SIGNATURE))
+BLOCK_BYTES = 1 << 20
 
 
 class FeatureStore:
@@ -71,7 +30,7 @@ class FeatureStore:
     Parameters
     ----------
     path
-        File written by ``featlens extract`` (format version 1).
+        File written by ``featlens extract`` (format version 1), or by another tool as the specification says.
 
     Attributes
     ----------
@@ -87,75 +46,68 @@ class FeatureStore:
         Where the features come from: model, weights digest, reducer, sample digest, noise seed.
     rows_done
         (S,) int64 number of valid rows at each sigma.
+    complete
+        Whether every row of every sigma is valid.
+
+    Raises
+    ------
+    StoreError
+        If the file is no feature file, damaged, of a newer version, or in use; the message says which.
     """
 
     def __init__(self, path: os.PathLike[str] | str) -> None:
         self.path = Path(path)
-        self._file = open_hdf5(self.path, "r")
+        self._shards: dict[str, FeatureStore] = {}
+        self._last: tuple[tuple[str, int, int], NDArray[np.float32]] | None = None
+        self._file = open_hdf5(self.path)
         try:
-            self._read_header()
-        except StoreError:
-            self._file.close()
-            raise
-        except (KeyError, OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            self._file.close()
-            raise StoreError(
-                f"{self.path} is damaged or not a feature file ({' '.join(str(error).split())[:120]}); "
-                "extract it again"
-            ) from None
+            self.identity = identity_of(self.path.stat())
+            header = read_header(self._file, self.path)
+            self.manifest: dict[str, Any] = header.manifest
+            self.sigmas: NDArray[np.float64] = header.sigmas
+            self.ids: NDArray[np.int64] = header.ids
+            self.labels: NDArray[np.int64] | None = header.labels
+            self.rows_done: NDArray[np.int64] = header.rows_done
+            self.complete = header.complete
+            self.sites: dict[str, SiteInfo] = header.sites
+            self._datasets = header.datasets
+            # Asking h5py for the chunks of a dataset takes as long as reading a small one.
+            self._chunk_rows = {
+                name: int(dataset.chunks[1]) if dataset.chunks else 1
+                for name, dataset in header.datasets.items()
+            }
+            self._parts = self._open_parts()
+        except FeatlensError as error:
+            self.close()
+            told = str(error)
+            raise (error if str(self.path) in told else StoreError(self._damaged(told))) from None
+        except Exception as error:  # What h5py raises on damaged structure is not only OSError.
+            self.close()
+            raise StoreError(self._damaged(shown(error))) from None
+        readers[id(self)] = self
 
-    def _read_header(self) -> None:
-        file = self._file
-        if _text(file.attrs.get("format")) != FORMAT:
-            raise StoreError(
-                f"{self.path}: expected an HDF5 file of format {FORMAT!r}, found another HDF5 file; "
-                "make one with 'featlens extract'"
-            )
-        version = int(file.attrs["version"])
-        if version > VERSION:
-            raise StoreError(
-                f"{self.path} was written by a newer featlens (format version {version}, this one reads "
-                f"{VERSION}); upgrade featlens"
-            )
-        self.manifest: dict[str, Any] = json.loads(_text(file.attrs.get("manifest")) or "{}")
-        self.sigmas: NDArray[np.float64] = np.asarray(file["sigma"][:], dtype=np.float64)
-        self.ids: NDArray[np.int64] = np.asarray(file["sample"][:], dtype=np.int64)
-        self.labels: NDArray[np.int64] | None = None
-        if "label" in file:
-            self.labels = np.asarray(file["label"][:], dtype=np.int64)
-        self.sites = self._read_sites()
-        self.complete = bool(int(file.attrs.get("complete", 0)))
-        done = (
-            file["rows_done"][:]
-            if "rows_done" in file
-            else np.full(len(self.sigmas), len(self) * self.complete)
-        )
-        self.rows_done: NDArray[np.int64] = np.asarray(done, dtype=np.int64)
+    def _damaged(self, why: str) -> str:
+        return f"{self.path} is damaged or not a feature file ({why}); extract it again"
 
-    def _read_sites(self) -> dict[str, SiteInfo]:
-        group = self._file["sites"]
-        found = []
-        for position, name in enumerate(group):
-            dataset = group[name]
-            if getattr(dataset, "ndim", 0) != 3:
-                continue
-            if dataset.shape[:2] != (len(self.sigmas), len(self.ids)):
-                raise StoreError(
-                    f"{self.path}: site {name!r} has shape {dataset.shape}, expected "
-                    f"({len(self.sigmas)}, {len(self.ids)}, features); the file is damaged"
-                )
-            attrs = dataset.attrs
-            found.append(
-                SiteInfo(
-                    name,
-                    int(attrs.get("order", position)),
-                    int(dataset.shape[2]),
-                    int(attrs.get("channels", 0)),
-                    int(attrs.get("resolution", 0)),
-                    _text(attrs.get("reducer")) or "",
-                )
-            )
-        return {site.name: site for site in sorted(found, key=lambda site: site.order)}
+    def _open_parts(self) -> dict[str, list[Part]]:
+        """Where virtual sites lie; opens the shards."""
+        virtual = {name: dataset for name, dataset in self._datasets.items() if dataset.is_virtual}
+        parts = {name: parts_of(dataset, f"site {name!r}") for name, dataset in virtual.items()}
+        files = dict.fromkeys(part.file for pieces in parts.values() for part in pieces)
+        self._shards = open_shards(files, self.path, _Shard)
+        for name, pieces in parts.items():
+            for part in pieces:
+                shard = self._shards[part.file]
+                info = shard.sites.get(part.site)
+                same_rows = np.array_equal(shard.ids, self.ids[part.start : part.stop])
+                same = same_rows and np.array_equal(shard.sigmas, self.sigmas)
+                same = same and _origin(shard) == _origin(self)
+                if info is None or info.width != self.sites[name].width or not same:
+                    raise StoreError(
+                        f"{self.path}: its shard {shown(part.file)} does not hold rows {part.start}.."
+                        f"{part.stop} of site {name!r}; put the right file back or merge again"
+                    )
+        return parts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,6 +116,19 @@ class FeatureStore:
     def sample_digest(self) -> str:
         """Digest of images, labels and noise seed; files with equal digests may be compared row by row."""
         return str(self.manifest.get("sample_digest", ""))
+
+    @property
+    def checksummed(self) -> bool:
+        """Whether all features carry checksums, so that :meth:`verify` finds every flipped bit."""
+        plain = [dataset for name, dataset in self._datasets.items() if name not in self._parts]
+        shards = self._shards.values()
+        return all(dataset.fletcher32 for dataset in plain) and all(shard.checksummed for shard in shards)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the stored features, such as ``"float16"``; :meth:`read` gives float32 always."""
+        kinds = [dataset.dtype.newbyteorder("=") for dataset in self._datasets.values()]
+        return str(np.result_type(*kinds)) if kinds else "float32"
 
     def require_complete(self) -> None:
         """Refuse a file whose writer was interrupted."""
@@ -184,13 +149,19 @@ class FeatureStore:
         if not len(near):
             there = ", ".join(f"{value:g}" for value in self.sigmas)
             raise UsageError(f"{self.path} has no sigma {sigma:g}; it has {there}")
-        return int(near[0])
+        return int(near[np.argmin(np.abs(self.sigmas[near] - sigma))])
 
     def read(self, site: str, sigma: float, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """Features of one site at one noise level, (rows, D) float32."""
-        if site not in self.sites:
-            raise SiteError(f"no site {site!r} in {self.path}: {choices_hint(site, self.sites)}")
-        index = self.sigma_index(sigma)
+        """Features of one site at one noise level, (rows, D) float32.
+
+        Raises
+        ------
+        StoreError
+            If rows are not done yet or damaged; names site, sigma and rows.
+        SiteError, UsageError
+            If there is no such site or sigma.
+        """
+        index = self._checked(site, sigma)
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise UsageError(f"rows must be contiguous, got step {step}; index the result instead")
@@ -199,19 +170,130 @@ class FeatureStore:
                 f"{self.path}: rows {start}..{stop} of sigma {sigma:g} were asked for, "
                 f"{self.rows_done[index]} are done; run the extract command again to finish it"
             )
+        return self._read(site, index, start, max(start, stop))
+
+    def blocks(
+        self, site: str, sigma: float, size: int | None = None
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Valid features of one site at one noise level, block by block, as they are asked for.
+
+        Parameters
+        ----------
+        site, sigma
+            What to read.
+        size
+            Rows a block; by default whole chunks of about 1 MiB.
+
+        Yields
+        ------
+        tuple
+            Rows as a slice, and their features (rows, D) float32.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from featlens.store import FeatureWriter, SiteInfo
+        >>> path = Path(tempfile.mkdtemp()) / "a.h5"
+        >>> with FeatureWriter.create(path, [SiteInfo("enc", 0, 4)], [0.5], range(600), {}) as writer:
+        ...     writer.append(0, {"enc": np.ones((600, 4), dtype=np.float32)})
+        >>> with FeatureStore(path) as store:
+        ...     [(rows.start, rows.stop, block.shape) for rows, block in store.blocks("enc", 0.5, 256)]
+        [(0, 256, (256, 4)), (256, 512, (256, 4)), (512, 600, (88, 4))]
+        """
+        index = self._checked(site, sigma)
+        if size is not None and size < 1:
+            raise UsageError(f"a block holds at least one row, got {size}")
+        chunk = self._chunk_rows[site]
+        natural = chunk * max(1, BLOCK_BYTES // (chunk * self.sites[site].width * 4))
+        return self._blocks(site, index, size or natural)
+
+    def _blocks(self, site: str, index: int, step: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        done = int(self.rows_done[index])
+        for start in range(0, done, step):
+            stop = min(start + step, done)
+            yield slice(start, stop), self._read(site, index, start, stop)
+
+    def _checked(self, site: str, sigma: float) -> int:
+        self._require_open()
+        if site not in self.sites:
+            raise SiteError(f"no site {site!r} in {self.path}: {choices_hint(site, self.sites)}")
+        return self.sigma_index(sigma)
+
+    def _require_open(self) -> None:
         if not self._file:
             raise StoreError(f"{self.path} was closed; open it again with FeatureStore(path)")
+
+    def _read(self, site: str, index: int, start: int, stop: int) -> NDArray[np.float32]:
+        if site in self._parts:
+            return self._gather(site, index, start, stop)
+        chunk = self._chunk_rows[site]
+        first = start - start % chunk
+        if stop - start >= chunk or not start < stop <= first + chunk:
+            return self._fetch(site, index, start, stop)
+        # HDF5 decodes whole chunks; the last one is kept for those who read row by row.
+        key, last = (site, index, first), self._last
+        if last is None or last[0] != key:
+            whole = min(first + chunk, int(self.rows_done[index]))
+            last = self._last = key, self._fetch(site, index, first, whole)
+        part: NDArray[np.float32] = last[1][start - first : stop - first].copy()
+        return part
+
+    def _fetch(self, site: str, index: int, start: int, stop: int) -> NDArray[np.float32]:
+        dataset = self._datasets[site]
         try:
-            return np.asarray(self._file["sites"][site][index, start:stop], dtype=np.float32)
-        except OSError as error:
+            rows: NDArray[np.float32] = np.asarray(dataset[index, start:stop], dtype=np.float32)
+            return rows
+        except MemoryError:
             raise StoreError(
-                f"{self.path}: site {site!r}, sigma {sigma:g}, rows {start}..{stop} are damaged "
-                f"(checksum mismatch or unreadable: {' '.join(str(error).split())[:80]}); extract again"
+                f"{self.path}: rows {start}..{stop} of site {site!r} do not fit into memory; read fewer, or "
+                "use blocks()"
             ) from None
+        except Exception as error:  # What h5py raises on damaged structure is not only OSError.
+            unknown = start, stop, f"unreadable: {shown(error, 80)}"
+        self._require_open()
+        first, *_ = damaged_rows(dataset, index, start, stop) or [unknown]
+        raise StoreError(f"{self.path}: {Damage(site, float(self.sigmas[index]), *first)}; extract again")
+
+    def _gather(self, site: str, index: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows from the shards of a virtual site."""
+        rows = np.empty((stop - start, self.sites[site].width), dtype=np.float32)
+        for part in self._parts[site]:
+            low, high = max(start, part.start), min(stop, part.stop)
+            if low < high:
+                there = low - part.start, high - part.start
+                rows[low - start : high - start] = self._shards[part.file]._read(part.site, index, *there)
+        return rows
+
+    def verify(self) -> list[Damage]:
+        """Every damaged part of the valid rows; sites that share features are looked at once.
+
+        Reads the whole file. Without checksums (see :attr:`checksummed`) only what cannot be read at all is
+        found, not a flipped bit.
+        """
+        self._require_open()
+        return [damage for site in primaries(self.sites.values()) for damage in self._damage(site.name)]
+
+    def _damage(self, site: str) -> Iterator[Damage]:
+        for index, sigma in enumerate(self.sigmas):
+            if site not in self._parts:
+                found = damaged_rows(self._datasets[site], index, 0, int(self.rows_done[index]))
+            else:
+                found = [
+                    (first + part.start, last + part.start, f"{reason} in {part.file}")
+                    for part in self._parts[site]
+                    for first, last, reason in damaged_rows(
+                        self._shards[part.file]._datasets[part.site], index, 0, part.stop - part.start
+                    )
+                ]
+            for first, last, reason in found:
+                yield Damage(site, float(sigma), first, last, reason)
 
     def close(self) -> None:
         """Close the file; reading is over."""
         self._file.close()
+        for shard in self._shards.values():
+            shard.close()
+        readers.pop(id(self), None)
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -229,7 +311,17 @@ class FeatureStore:
         )
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return None if value is None else str(value)
+def _origin(store: FeatureStore) -> dict[str, Any]:
+    """What the manifest says of the features, and not of the file."""
+    return {key: value for key, value in store.manifest.items() if key not in ("shard", "creator")}
+
+
+class _Shard(FeatureStore):
+    """A file that a virtual one takes rows from; not virtual itself, lest they lead in a circle."""
+
+    def _open_parts(self) -> dict[str, list[Part]]:
+        if any(dataset.is_virtual for dataset in self._datasets.values()):
+            raise StoreError(
+                f"{self.path} is a part of a virtual file and virtual itself; merge the shards again"
+            )
+        return {}

@@ -1,13 +1,13 @@
 """Writing a feature file so that SIGKILL at any moment leaves one that opens and resumes.
 
 All structure (groups, attributes, chunk addresses, fill values) is laid down in a temporary file, which is
-then renamed into place. From there on only raw data changes: whole chunks, a flush, then the counter
-``rows_done``, a flush. Rows beyond the counter are ignored by readers and written again by whoever resumes.
+then brought into place. From there on only raw data changes: whole chunks with their checksums, written at
+their known places past HDF5, then the counter ``rows_done``. Rows beyond the counter are ignored by readers
+and written again by whoever resumes.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import weakref
@@ -19,27 +19,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens._version import __version__
 from featlens.errors import FeatlensError, StoreError
-from featlens.files import atomic_path, explain_os_error
-from featlens.store.layout import FORMAT, VERSION, SiteInfo, check_site_name, chunk_rows
-from featlens.store.reader import FeatureStore, FileInUse, open_hdf5
+from featlens.files import AppearedError, atomic_path, explain_os_error, require_space
+from featlens.store.checksum import fletcher32, scratch
+from featlens.store.draft import mark_complete
+from featlens.store.header import read_header
+from featlens.store.lay_down import Plan, lay_down
+from featlens.store.layout import SiteInfo, check_sites, chunk_rows, primaries
+from featlens.store.open import (
+    FileInUse,
+    Identity,
+    identity_of,
+    is_being_written,
+    lock_for_writing,
+    new_hdf5,
+    shown,
+    writers,
+)
+from featlens.store.places import Places, find_places
+from featlens.store.reader import FeatureStore
 
 __all__ = ["FeatureWriter", "require_same_request"]
 
-_Identity = tuple[int, int]
-_open_writers: weakref.WeakValueDictionary[_Identity, FeatureWriter] = weakref.WeakValueDictionary()
-"""HDF5's own lock keeps other processes out, but not a second writer in this one."""
-
-
-def _identity(path: Path) -> _Identity:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _refuse_second_writer(path: Path) -> None:
-    if path.exists() and _identity(path) in _open_writers:
-        raise FileInUse(f"{path} is being written in this process; close that writer first")
+DTYPES = ("float32", "float16")
 
 
 def require_same_request(store: FeatureStore, manifest: Mapping[str, Any]) -> None:
@@ -59,36 +61,45 @@ def require_same_request(store: FeatureStore, manifest: Mapping[str, Any]) -> No
 class FeatureWriter:
     """Appends rows to a feature file; make one with :meth:`create` or :meth:`resume`.
 
+    Attributes
+    ----------
+    block
+        Rows a chunk: what :meth:`append` takes multiples of.
+    names
+        Sites that :meth:`append` takes: all but those that share the features of another.
+
     Examples
     --------
     >>> import tempfile, numpy as np
     >>> path = Path(tempfile.mkdtemp()) / "a.h5"
-    >>> sites = [SiteInfo("enc.conv", order=0, width=3)]
+    >>> sites = [SiteInfo("enc.conv", order=0, width=3), SiteInfo("enc", 1, 3, same_as="enc.conv")]
     >>> with FeatureWriter.create(path, sites, sigmas=[0.5], ids=[7, 8], manifest={}) as writer:
     ...     writer.append(0, {"enc.conv": np.ones((2, 3), dtype=np.float32)})
-    >>> FeatureStore(path).read("enc.conv", 0.5).shape
+    >>> FeatureStore(path).read("enc", 0.5).shape
     (2, 3)
     """
 
-    def __init__(self, path: Path) -> None:
-        _refuse_second_writer(path)
+    def __init__(self, path: Path, laid: tuple[Identity, Places] | None = None) -> None:
         self.path = path
-        self._file = open_hdf5(path, "r+")
-        self._key = _identity(path)
-        group = self._file["sites"]
-        self._sites = {name: group[name] for name in group if group[name].ndim == 3}
-        self._widths = {name: int(dataset.shape[2]) for name, dataset in self._sites.items()}
-        self._rows = int(self._file["sample"].shape[0])
-        blocks = {int(dataset.chunks[1]) if dataset.chunks else 0 for dataset in self._sites.values()}
-        if len(blocks) != 1 or 0 in blocks or "rows_done" not in self._file:
-            self._file.close()
-            raise StoreError(
-                f"{path} was not laid out by featlens and cannot be continued; choose another output"
-            )
-        (self.block,) = blocks
-        self._rows_done = self._file["rows_done"]
-        self._encoder = _Encoder(path, self._sites)
-        _open_writers[self._key] = self
+        self._where = path.absolute()
+        self._handle = lock_for_writing(path)
+        self._release = weakref.finalize(self, os.close, self._handle)
+        try:
+            self._key = identity_of(os.fstat(self._handle))
+            if laid is not None and laid[0] == self._key:
+                self._places = laid[1]
+                self._rows_done = np.zeros(self._places.sigmas, dtype=np.int64)
+            elif laid is not None:
+                raise _just_begun(path)
+            else:
+                self._places, self._rows_done = _opened(self._handle, path)
+        except BaseException:
+            self._release()
+            raise
+        self._space = scratch()
+        self.block = self._places.block
+        self.names = list(self._places.sites)
+        writers[self._key] = self
 
     @classmethod
     def create(
@@ -100,29 +111,49 @@ class FeatureWriter:
         manifest: Mapping[str, Any],
         labels: NDArray[np.int64] | None = None,
         dtype: str = "float32",
+        block: int | None = None,
     ) -> FeatureWriter:
-        """Lay down an empty file for all sites, sigmas and samples, replacing ``path``."""
+        """Lay down an empty file for all sites, sigmas and samples, replacing ``path``.
+
+        Parameters
+        ----------
+        path
+            File to make. Refused while somebody writes it; a file that another process makes meanwhile is
+            not replaced.
+        sites
+            Sites; those with ``same_as`` share the features of another one and take no place.
+        sigmas, ids
+            (S,) noise levels and (N,) sample ids.
+        manifest
+            Where the features come from, as JSON takes it.
+        labels
+            (N,) labels or None.
+        dtype
+            ``"float32"`` or ``"float16"``, as which features are stored. Reading gives float32 always.
+        block
+            Rows a chunk, or None to choose by the widest site.
+
+        Raises
+        ------
+        StoreError
+            If the request is impossible or the file in use; FeatlensError if the disk does not take it.
+        """
         target = Path(path)
-        if not sites or not len(sigmas) or not len(ids):
-            raise StoreError(f"{target}: a feature file needs at least one site, one sigma and one sample")
-        names = [check_site_name(site.name) for site in sites]
-        for site in sites:
-            if site.width < 1 or names.count(site.name) > 1:
-                raise StoreError(f"{target}: site {site.name!r} is empty or given twice")
-        _refuse_second_writer(target)
+        plan = _plan(target, sites, sigmas, ids, manifest, labels, dtype, block)
+        new = not os.path.lexists(target)
+        if is_being_written(target):
+            raise FileInUse(f"{target} is being written in another process; wait for it to finish")
         try:
-            open_hdf5(target, "r").close()
-        except FileInUse:
-            raise
-        except FeatlensError:
-            pass  # Absent, or nothing that anybody writes.
-        with atomic_path(target) as temporary:
-            numbers = np.asarray(ids, dtype=np.int64)
-            try:
-                _lay_down(temporary, sites, sigmas, numbers, manifest, labels, np.dtype(dtype))
-            except (OSError, RuntimeError) as error:
-                raise _explained(error, target) from error
-        return cls(target)
+            with atomic_path(target, new, sync=False) as temporary:
+                require_space(target, plan.size)
+                try:
+                    places = lay_down(temporary, plan)
+                except (OSError, RuntimeError) as error:
+                    raise _explained(error, target) from error
+                key = identity_of(temporary.stat())
+        except AppearedError:
+            raise _just_begun(target) from None
+        return cls(target, (key, places) if places else None)
 
     @classmethod
     def resume(cls, path: os.PathLike[str] | str, manifest: Mapping[str, Any]) -> FeatureWriter:
@@ -139,48 +170,87 @@ class FeatureWriter:
         """Write the next rows of every site at one sigma: (rows, D) each, whole blocks but for the last.
 
         ``rows`` must be a multiple of :attr:`block` or reach the end of the samples.
+
+        Raises
+        ------
+        StoreError
+            If shapes do not fit, float16 cannot hold a value, or the file was deleted meanwhile; nothing is
+            written then. FeatlensError if the disk does not take the rows.
         """
-        if set(features) != set(self._sites):
-            raise StoreError(
-                f"{self.path}: expected features of {sorted(self._sites)}, got {sorted(features)}"
-            )
-        arrays = {name: np.asarray(block) for name, block in features.items()}
-        first, count = self.done(sigma_index), len(next(iter(arrays.values())))
-        last = first + count
+        if not self._release.alive:
+            raise StoreError(f"{self.path} was closed; open it again with FeatureWriter.resume")
+        first, places = self.done(sigma_index), self._places
+        arrays = self._checked(features, first)
+        last = first + len(next(iter(arrays.values())))
+        self._require_same_file()
+        try:
+            for name, rows in arrays.items():
+                offsets = places.sites[name].offsets[sigma_index]
+                for start in range(0, len(rows), self.block):
+                    chunk = _whole(rows[start : start + self.block], self.block)
+                    offset = int(offsets[(first + start) // self.block])
+                    _write(self._handle, offset, chunk, fletcher32(chunk, self._space))
+            _write(self._handle, places.rows_done + 8 * sigma_index, np.array(last, dtype="<i8"))
+        except OSError as error:
+            raise _explained(error, self.path) from error
+        self._rows_done[sigma_index] = last
+
+    def _checked(self, features: Mapping[str, NDArray[Any]], first: int) -> dict[str, NDArray[Any]]:
+        """Features as they are stored, in contiguous memory."""
+        sites, total = self._places.sites, self._places.rows
+        if set(features) != set(sites):
+            raise StoreError(f"{self.path}: expected features of {sorted(sites)}, got {sorted(features)}")
+        arrays = {name: np.asarray(features[name]) for name in sites}
+        count = len(next(iter(arrays.values())))
         for name, block in arrays.items():
-            expected = (count, self._widths[name])
+            expected = (count, sites[name].width)
             if block.shape != expected:
                 raise StoreError(f"{self.path}: expected {expected} features of {name!r}, got {block.shape}")
-        if last > self._rows or (count % self.block and last != self._rows):
+        if first + count > total or (count % self.block and first + count != total):
             raise StoreError(
-                f"{self.path}: {count} rows at row {first} of {self._rows}; "
-                f"append multiples of {self.block} rows"
+                f"{self.path}: {count} rows at row {first} of {total}; append multiples of {self.block} rows"
             )
+        return {name: self._stored(name, block) for name, block in arrays.items()}
+
+    def _stored(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(rows, dtype=self._places.dtype)
+        if stored.dtype.itemsize < rows.dtype.itemsize:
+            lost = np.isinf(stored) & np.isfinite(rows)
+            if lost.any():
+                value = float(np.abs(rows[lost]).max())
+                raise StoreError(
+                    f"{self.path}: features of site {name!r} reach {value:g}, {stored.dtype} ends at "
+                    f"{np.finfo(stored.dtype).max:g}; store wider numbers (--dtype float32)"
+                )
+        return stored
+
+    def _require_same_file(self) -> None:
         try:
-            for name, block in arrays.items():
-                for start in range(0, count, self.block):
-                    stored = self._encoder.encode(name, block[start : start + self.block])
-                    place = (sigma_index, first + start, 0)
-                    self._sites[name].id.write_direct_chunk(place, stored)
-            self._file.flush()
-            self._rows_done[sigma_index] = last
-            self._file.flush()
-        except (OSError, RuntimeError) as error:
-            raise _explained(error, self.path) from error
+            there = identity_of(self._where.stat())
+        except FileNotFoundError:
+            there = None
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        if there != self._key:
+            state = "deleted" if there is None else "replaced"
+            raise StoreError(
+                f"{self.path} was {state} while it was being written, and its rows are lost; "
+                "run the same command again"
+            )
 
     def close(self) -> None:
         """Mark the file complete if every row is there, and close it."""
-        if not self._file:
+        if not self._release.alive:
             return
         try:
-            if bool((self._rows_done[:] == self._rows).all()):
-                self._file.attrs.modify("complete", np.int64(1))
-            self._file.close()
+            if bool((self._rows_done == self._places.rows).all()):
+                mark_complete(self._handle)
         except (OSError, RuntimeError) as error:
             raise _explained(error, self.path) from error
         finally:
-            self._encoder.close()
-            _open_writers.pop(self._key, None)
+            writers.pop(self._key, None)
+            self._release()
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -191,133 +261,86 @@ class FeatureWriter:
         self.close()
 
 
+def _plan(
+    target: Path,
+    sites: Sequence[SiteInfo],
+    sigmas: Sequence[float],
+    ids: Sequence[int] | NDArray[np.int64],
+    manifest: Mapping[str, Any],
+    labels: NDArray[np.int64] | None,
+    dtype: str,
+    block: int | None,
+) -> Plan:
+    """What will be laid down, if that is possible."""
+    if not sites or not len(sigmas) or not len(ids):
+        raise StoreError(f"{target}: a feature file needs at least one site, one sigma and one sample")
+    try:
+        check_sites(sites)
+    except StoreError as error:
+        raise StoreError(f"{target}: {error}") from None
+    if dtype not in DTYPES:
+        raise StoreError(f"{target}: features are stored as {' or '.join(DTYPES)}, got {dtype!r}")
+    kind = np.dtype(dtype).newbyteorder("<")
+    rows = chunk_rows(len(ids), [site.width for site in sites], kind.itemsize) if block is None else block
+    if rows < 1:
+        raise StoreError(f"{target}: a block holds at least one row, got {rows}")
+    levels, numbers = np.asarray(sigmas, dtype=np.float64), np.asarray(ids, dtype=np.int64)
+    kept = None if labels is None else np.asarray(labels, dtype=np.int64)
+    if not (np.isfinite(levels).all() and (levels > 0).all() and len(np.unique(levels)) == len(levels)):
+        raise StoreError(f"{target}: sigmas must be different numbers above 0, got {levels.tolist()}")
+    if kept is not None and kept.shape != numbers.shape:
+        raise StoreError(f"{target}: expected {len(numbers)} labels, got shape {kept.shape}")
+    return Plan(sites, levels, numbers, manifest, kept, kind, min(rows, len(numbers)))
+
+
+def _just_begun(path: Path) -> FileInUse:
+    return FileInUse(
+        f"{path} has just been begun by another process; wait for it to finish or choose another output "
+        "with -o"
+    )
+
+
+def _opened(handle: int, path: Path) -> tuple[Places, NDArray[np.int64]]:
+    """Where the raw data lies, and the rows that are done."""
+    try:
+        with new_hdf5(handle, "r") as file:
+            header = read_header(file, path)
+            own = primaries(header.sites.values())
+            places = find_places(file, {site.name: header.datasets[site.name] for site in own})
+    except FeatlensError:
+        raise
+    except Exception as error:  # What h5py raises on damaged structure is not only OSError.
+        raise StoreError(f"{path} is damaged ({shown(error, 80)}); extract it again") from None
+    if places is None:
+        raise StoreError(
+            f"{path} was not laid out by featlens and cannot be continued; choose another output"
+        )
+    return places, header.rows_done.copy()
+
+
+def _whole(rows: NDArray[Any], block: int) -> NDArray[Any]:
+    """A whole chunk; what lies beyond the last row is NaN."""
+    if len(rows) == block:
+        return rows
+    chunk = np.full((block, rows.shape[1]), np.nan, dtype=rows.dtype)
+    chunk[: len(rows)] = rows
+    return chunk
+
+
+def _write(handle: int, offset: int, *parts: NDArray[Any] | bytes) -> None:
+    """Write at a place, in as many turns as the system needs."""
+    views = [memoryview(part.data if isinstance(part, np.ndarray) else part).cast("B") for part in parts]
+    size, written = sum(map(len, views)), 0
+    if hasattr(os, "pwritev"):
+        written = os.pwritev(handle, views, offset)
+        if written == size:
+            return
+    rest = memoryview(b"".join(views))[written:]
+    os.lseek(handle, offset + written, os.SEEK_SET)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
 def _explained(error: OSError | RuntimeError, path: Path) -> FeatlensError:
     """One line also for what HDF5 raises as a RuntimeError, such as a failure to flush on closing."""
     return explain_os_error(error if isinstance(error, OSError) else OSError(str(error)), path)
-
-
-class _Encoder:
-    """Chunks as HDF5 stores them, checksum included, made by HDF5 itself in memory.
-
-    Whole chunks written past HDF5's cache neither read what a kill may have torn, nor leave data behind that
-    HDF5 tries to write again, and crashes on, after the disk was full.
-    """
-
-    def __init__(self, path: Path, datasets: Mapping[str, Any]) -> None:
-        import h5py
-
-        self._file = h5py.File(f"{path}#chunks", "w", driver="core", backing_store=False)
-        self._chunks = {}
-        for number, (name, dataset) in enumerate(datasets.items()):
-            space, plan = h5py.h5s.create_simple(dataset.chunks), dataset.id.get_create_plist()
-            chunk = h5py.h5d.create(self._file.id, b"%d" % number, dataset.id.get_type(), space, plan)
-            self._chunks[name] = (chunk, dataset.chunks[1:], dataset.dtype)
-
-    def encode(self, name: str, rows: NDArray[Any]) -> bytes:
-        """Bytes of the chunk that holds ``rows`` (rows, D), filled up with NaN."""
-        from h5py.h5s import ALL
-
-        chunk, shape, dtype = self._chunks[name]
-        whole = np.ascontiguousarray(rows, dtype=dtype)
-        if whole.shape != shape:
-            whole = np.full(shape, np.nan, dtype=dtype)
-            whole[: len(rows)] = rows
-        chunk.write(ALL, ALL, whole)
-        stored: bytes = chunk.read_direct_chunk((0, 0, 0))[1]
-        return stored
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Patient(io.FileIO):
-    """A file that takes every write and keeps the first failure, on which HDF5 would crash at exit."""
-
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while rest and self.failure is None:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.failure = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
-
-
-def _lay_down(
-    path: Path,
-    sites: Sequence[SiteInfo],
-    sigmas: Sequence[float],
-    ids: NDArray[np.int64],
-    manifest: Mapping[str, Any],
-    labels: NDArray[np.int64] | None,
-    dtype: np.dtype[Any],
-) -> None:
-    import h5py
-
-    rows = chunk_rows(len(ids), [site.width for site in sites], dtype.itemsize)
-    with _Patient(path, "r+") as patient, h5py.File(patient, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["version"] = np.int64(VERSION)
-        file.attrs["complete"] = np.int64(0)
-        file.attrs["manifest"] = json.dumps({**manifest, "creator": f"featlens {__version__}"})
-        file["sigma"] = np.asarray(sigmas, dtype=np.float64)
-        file["sample"] = ids
-        file["sigma"].make_scale("sigma")
-        file["sample"].make_scale("sample")
-        if labels is not None:
-            file["label"] = np.asarray(labels, dtype=np.int64)
-            file["label"].dims[0].attach_scale(file["sample"])
-        file["rows_done"] = np.zeros(len(sigmas), dtype=np.int64)
-        file["rows_done"].dims[0].attach_scale(file["sigma"])
-        group = file.create_group("sites")
-        taken = {site.name for site in sites}
-        for site in sites:
-            scale = f"{site.name}_feature"
-            while scale in taken:
-                scale += "_"
-            taken.add(scale)
-            _lay_down_site(file, group, site, scale, (len(sigmas), len(ids), rows), dtype)
-    if patient.failure is not None:
-        raise patient.failure
-
-
-def _lay_down_site(
-    file: Any, group: Any, site: SiteInfo, feature: str, extent: tuple[int, int, int], dtype: np.dtype[Any]
-) -> None:
-    import h5py
-
-    sigmas, samples, rows = extent
-    name = check_site_name(site.name)
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_chunk((1, rows, site.width))
-    properties.set_fletcher32()
-    properties.set_obj_track_times(False)
-    properties.set_fill_value(np.array(np.nan, dtype=dtype))
-    # Early allocation: after this, writing rows never moves a chunk or touches an index.
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
-    properties.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    space = h5py.h5s.create_simple((sigmas, samples, site.width))
-    kind = h5py.h5t.py_create(dtype)
-    handle = h5py.h5d.create(group.id, name.encode(), kind, space, properties)
-    dataset = h5py.Dataset(handle)
-    group[feature] = np.arange(site.width)
-    group[feature].make_scale(feature)
-    for axis, scale in enumerate((file["sigma"], file["sample"], group[feature])):
-        dataset.dims[axis].attach_scale(scale)
-    dataset.attrs.update(
-        order=np.int64(site.order),
-        channels=np.int64(site.channels),
-        resolution=np.int64(site.resolution),
-        reducer=site.reducer,
-    )
