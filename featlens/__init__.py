@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from featlens.capture import Capture
     from featlens.comparison import Comparison, compare
     from featlens.denoiser import Denoiser, EDMDenoiser
-    from featlens.errors import FeatlensError
-    from featlens.extraction import extract
+    from featlens.errors import FeatlensError, FeatlensWarning
+    from featlens.extraction import ExtractionPlan, extract, plan_extraction
     from featlens.samples import SampleSet
     from featlens.site import Site, sites
     from featlens.store import FeatureStore
@@ -28,7 +28,9 @@ __all__ = [
     "Comparison",
     "Denoiser",
     "EDMDenoiser",
+    "ExtractionPlan",
     "FeatlensError",
+    "FeatlensWarning",
     "FeatureStore",
     "SampleSet",
     "Site",
@@ -37,6 +39,7 @@ __all__ = [
     "extract",
     "load",
     "measures",
+    "plan_extraction",
     "reduce",
     "sites",
     "testing",
@@ -47,13 +50,16 @@ _HOME = {
     "Comparison": "comparison",
     "Denoiser": "denoiser",
     "EDMDenoiser": "denoiser",
+    "ExtractionPlan": "extraction",
     "FeatlensError": "errors",
+    "FeatlensWarning": "errors",
     "FeatureStore": "store",
     "SampleSet": "samples",
     "Site": "site",
     "compare": "comparison",
     "extract": "extraction",
     "load": "adapters",
+    "plan_extraction": "extraction",
     "sites": "site",
 }
 

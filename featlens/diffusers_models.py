@@ -123,14 +123,14 @@ def _understood(config: dict[str, Any], schedule: Schedule, null_label: int | No
 def _network_folder(root: Path) -> tuple[Path, dict[str, Any]] | None:
     """Folder of the network with its settings, None if there is nothing of diffusers."""
     if (root / "config.json").is_file():
-        config = _settings(root / "config.json")
+        config = _present(_settings(root / "config.json"))
         return (root, config) if isinstance(config.get("_class_name"), str) else None
     if not (root / "model_index.json").is_file():
         return None
     for name in ("unet", "transformer"):
         path = root / name / "config.json"
         if path.is_file():
-            config = _settings(path)
+            config = _present(_settings(path))
             if isinstance(config.get("_class_name"), str):
                 return path.parent, config
             raise UsageError(f"{path} names no class: expected _class_name, as diffusers writes it")
@@ -138,6 +138,13 @@ def _network_folder(root: Path) -> tuple[Path, dict[str, Any]] | None:
         f"{root} is a pipeline without unet/config.json and transformer/config.json; download all of it, or "
         "wrap its network in a denoiser of your own"
     )
+
+
+def _present(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the present name of their class: released DiTs still bear that of a class since split."""
+    if config.get("_class_name") == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        return {**config, "_class_name": "DiTTransformer2DModel"}
+    return config
 
 
 def _scheduler_config(root: Path, folder: Path) -> dict[str, Any] | None:

@@ -84,7 +84,11 @@ def test_extract_of_a_snapshot_equals_extract_of_its_run(tiny_study: Path, tmp_p
 
 
 def test_extract_dry_run_writes_nothing(tiny_study: Path, tmp_path: Path, call: Any) -> None:
-    said = json.loads(call(*extraction(tiny_study / "teacher", tmp_path / "a.h5"), "--dry-run"))
+    words = extraction(tiny_study / "teacher", tmp_path / "a.h5")
+    table = call(*words, "--dry-run")
+    assert "enc.8x8_conv    Conv2d" in table and "x 2 sigmas x 20 samples:" in table and "s a batch" in table
+    said = json.loads(call(*words, "--dry-run", "--json"))
+    assert said["plan"]["bytes"] == sum(site["bytes"] for site in said["plan"]["sites"]) > 0
     assert said["n"] == 20 and said["sigmas"] == [0.5, 2.5] and len(said["sample_digest"]) == 16
     assert not (tmp_path / "a.h5").exists()
 

@@ -195,7 +195,7 @@ def test_a_conditional_model_gets_the_labels_and_is_refused_without(tmp_path, ma
     bare = SampleSet.from_arrays(samples.images)
     with pytest.raises(UsageError, match=r"conditional \(10 classes\), but 'arrays' has no labels"):
         extract(make_denoiser(10), bare, SIGMAS, SITES, tmp_path / "a.h5")
-    with pytest.raises(UsageError, match="knows labels 0 to 2, 'digits' has 9"):
+    with pytest.raises(UsageError, match="knows labels 0 to 2, 'digits' has 0 to 9"):
         extract(make_denoiser(3), samples, SIGMAS, SITES, tmp_path / "a.h5", batch=40)
     denoiser, given = make_denoiser(10), []
     denoiser.register_forward_pre_hook(lambda module, inputs: given.append(inputs[2]))

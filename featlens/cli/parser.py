@@ -10,7 +10,16 @@ from typing import Any, NoReturn, Protocol
 
 from featlens.errors import choices_hint
 
-__all__ = ["Command", "Parser", "add_json", "make_parser", "number_list", "terminable"]
+__all__ = [
+    "Command",
+    "Parser",
+    "add_json",
+    "make_parser",
+    "number_list",
+    "selection_list",
+    "size",
+    "terminable",
+]
 
 
 class Command(Protocol):
@@ -96,3 +105,34 @@ def number_list(kind: type[Any]) -> Any:
 
     parse.__name__ = f"{kind.__name__} list"
     return parse
+
+
+def selection_list(text: str) -> list[str]:
+    """Site selectors separated by commas; commas inside brackets belong to a selector."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    found = [part.strip() for part in parts if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected site names or patterns separated by commas, got {text!r}")
+    return found
+
+
+UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size(text: str) -> float:
+    """Bytes of a size such as ``500MB`` or ``1.5 GiB``."""
+    number = text.strip().rstrip("bBkKmMgGtTiI ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        value = float(number) * UNITS[unit]
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"expected a size such as 500MB or 10GB, got {text!r}") from None
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a size above 0, got {text!r}")
+    return value

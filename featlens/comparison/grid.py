@@ -167,6 +167,12 @@ def _require_same_samples(a: _Side, b: _Side, allowed: bool) -> None:
             f"{a.path} and {b.path} hold other samples or other noise ({_samples(a)}; {_samples(b)}): "
             "rows do not correspond; extract both with the same --samples, --split, --n and --seed"
         )
+    kinds = [str(store.manifest.get("inputs", "noised")) for store in (a, b)]
+    if kinds[0] != kinds[1]:
+        raise StoreError(
+            f"{a.path} was extracted on {kinds[0]} inputs, {b.path} on {kinds[1]} ones: rows do not correspond; "
+            "extract both with the same --inputs"
+        )
 
 
 def _samples(store: FeatureStore) -> str:

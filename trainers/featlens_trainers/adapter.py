@@ -12,12 +12,22 @@ __all__ = ["load_run"]
 
 
 def load_run(location: str, device: str) -> Denoiser | None:
-    """Averaged network of a run, or None if the location is no run of ours."""
+    """Averaged network of a run, or None if the location is no run of ours.
+
+    Its attribute ``sigma_init`` is the noise level from which students of its study start.
+    """
     path = Path(location)
     if path.is_file() and path.suffix == ".safetensors":
-        return load_denoiser(path, device)[0]
+        return _loaded(path, device)
     if (path / "ema.safetensors").is_file():
-        return load_denoiser(path / "ema.safetensors", device)[0]
+        return _loaded(path / "ema.safetensors", device)
     if (path / "run.json").is_file():
-        return load_denoiser(newest_snapshot(path), device)[0]
+        return _loaded(newest_snapshot(path), device)
     return None
+
+
+def _loaded(path: Path, device: str) -> Denoiser:
+    denoiser, about = load_denoiser(path, device)
+    if "sigma_init" in about:
+        denoiser.sigma_init = float(about["sigma_init"])
+    return denoiser

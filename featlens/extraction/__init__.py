@@ -1,0 +1,7 @@
+"""Extraction of features into a file: request, plan, forward passes, background writing, processes."""
+
+from featlens.extraction.extract import Progress, extract
+from featlens.extraction.plan import ExtractionPlan, plan_extraction
+from featlens.extraction.runner import evaluating
+
+__all__ = ["ExtractionPlan", "Progress", "evaluating", "extract", "plan_extraction"]
