@@ -101,6 +101,33 @@ def test_inspect_shows_a_file(pair: tuple[Path, Path], call: Any) -> None:
     assert [site["name"] for site in found["sites"]] == ["enc.conv", "dec.conv"]
 
 
+def test_inspect_verify_names_damage(tmp_path: Path, make_store: Any, capsys: Any) -> None:
+    path = tmp_path / "a.h5"
+    written = make_store(path, n=40)
+    assert main(["inspect", str(path), "--verify"]) == 0
+    assert "verified: all rows can be read, their checksums agree" in capsys.readouterr().out
+    data = bytearray(path.read_bytes())
+    data[data.find(written["dec.conv", 0.5].tobytes()[:64]) + 8] ^= 1
+    path.write_bytes(data)
+    assert main(["inspect", str(path), "--verify"]) == 1
+    assert "DAMAGED: site 'dec.conv', sigma 0.5, rows 0 to 40" in capsys.readouterr().out
+    assert main(["inspect", str(path), "--verify", "--json"]) == 1
+    (damage,) = json.loads(capsys.readouterr().out)["damage"]
+    assert (damage["site"], damage["sigma"], damage["start"], damage["stop"]) == ("dec.conv", 0.5, 0, 40)
+    assert main(["inspect", "runs/none", "--verify"]) == 2
+    assert "--verify reads feature files" in capsys.readouterr().err
+
+
+def test_inspect_makes_the_words_of_a_file_safe(tmp_path: Path, make_store: Any, call: Any) -> None:
+    import h5py
+
+    make_store(tmp_path / "a.h5", n=8)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["manifest"] = json.dumps({"model": "\x1b[2Jevil", "\x1b]0;title": 1})
+    text = call("inspect", tmp_path / "a.h5")
+    assert "\x1b" not in text and "\\x1b[2Jevil" in text
+
+
 def test_inspect_shows_a_model(tiny_study: Path, call: Any) -> None:
     found = json.loads(call("inspect", tiny_study / "teacher", "--json"))
     record = json.loads((tiny_study / "teacher" / "run.json").read_text())

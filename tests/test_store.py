@@ -241,6 +241,7 @@ def test_rows_read_one_by_one_are_those_read_at_once_and_independent(path, make_
                 found = store.read(site, sigma, slice(row, row + 1))
                 assert np.array_equal(found, values[row : row + 1])
                 found[:] = 7
+                assert np.array_equal(store.read(site, sigma, slice(row, row + 1)), values[row : row + 1])
         assert np.array_equal(store.read("a", 0.5, slice(250, 260)), written["a", 0.5][250:260])
 
 

@@ -221,6 +221,14 @@ def test_the_checksums_are_those_of_hdf5(path, make_store):
     assert path.read_bytes() == before
 
 
+def test_the_last_chunk_ends_with_fill_values(path, make_store):
+    make_store(path, {"a": 5}, n=600)
+    with h5py.File(path) as file:
+        stored = file["sites/a"].id.read_direct_chunk((0, 512, 0))[1]
+    chunk = np.frombuffer(stored[:-4], dtype="<f4").reshape(256, 5)
+    assert np.isfinite(chunk[:88]).all() and np.isnan(chunk[88:]).all()
+
+
 def test_an_incomplete_file_is_refused_by_compare_and_named(path, tmp_path, make_store):
     make_store(tmp_path / "whole.h5", n=600)
     make_store(path, n=600, rows=256)

@@ -95,9 +95,13 @@ def _model(location: str) -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> str:
+    from featlens.store.open import shown
+
     apart = ("sites", "manifest", "damage")
     lines = [f"{key:<15} {value}" for key, value in found.items() if key not in apart]
-    lines += [f"  {key:<13} {value}" for key, value in found.get("manifest", {}).items()]
+    # What a file says is made safe: it may come from anybody.
+    manifest = found.get("manifest", {}).items()
+    lines += [f"  {shown(key):<13} {shown(value, most=400)}" for key, value in manifest]
     rows = [{key: _cell(key, value) for key, value in row.items()} for row in found["sites"]]
     keys = [key for key in (rows[0] if rows else {}) if any(row[key] for row in rows)]
     width = {key: max(len(key), *(len(row[key]) for row in rows)) for key in keys}
