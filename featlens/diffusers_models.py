@@ -141,7 +141,7 @@ def _network_folder(root: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _present(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings under the present name of their class: released DiTs still bear that of a class since split."""
+    """Settings under the present name of their class: released DiTs bear that of a class since split."""
     if config.get("_class_name") == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         return {**config, "_class_name": "DiTTransformer2DModel"}
     return config

@@ -25,6 +25,7 @@ __all__ = [
     "lock_file",
     "make_folder",
     "require_space",
+    "unlock_file",
     "write_bytes",
     "write_netcdf",
     "write_text",
@@ -153,6 +154,14 @@ def lock_file(handle: int, shared: bool = False, wait: bool = False) -> bool | N
     except OSError:
         return None
     return True
+
+
+def unlock_file(handle: int) -> None:
+    """Free the lock of an open file, whoever else has the descriptor; closing frees it only with the last."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def require_space(path: os.PathLike[str] | str, needed: int) -> None:

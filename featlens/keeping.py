@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, UsageError
 from featlens.reduce import Reducer, is_own
 
 __all__ = ["in_backward", "keep_detached", "keep_on_path", "keep_reduced", "version_of"]
@@ -60,7 +60,14 @@ def _without_graph(value: Tensor, reducer: Reducer, name: str) -> Tensor:
 
 def _reduced(value: Tensor, reducer: Reducer, name: str) -> Tensor:
     if not is_own(reducer):
-        return reducer(value)
+        try:
+            if value.is_complex():
+                raise UsageError(
+                    "complex numbers have no reduction; give a function, such as torch.view_as_real"
+                )
+            return reducer(value)
+        except UsageError as error:
+            raise UsageError(f"site {name!r}: {error}") from None
     before = version_of(value)
     half = value.is_floating_point() and value.element_size() < 4
     with _as_alone(value):

@@ -33,7 +33,10 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def gap(x: Tensor) -> Tensor:
-    """Mean over positions: maps (B, C, H, W) -> (B, C), tokens (B, T, D) -> (B, D), vectors as they are."""
+    """Mean over positions: maps (B, C, H, W) -> (B, C), tokens (B, T, D) -> (B, D), vectors as they are.
+
+    Three axes are read as tokens; for those of 1-D convolutions, (B, C, L), give a function of your own.
+    """
     if x.ndim < 3:
         return flatten(x)
     # The sum is kept in float32 without a float32 copy of the map.
@@ -111,14 +114,50 @@ def fingerprint(function: Reducer) -> str:
     """Name of a function with a digest of what it computes, so that two lambdas are not taken for one."""
     import hashlib
 
-    name = getattr(function, "__qualname__", type(function).__name__)
-    code = getattr(function, "__code__", None)
+    name = getattr(getattr(function, "func", function), "__qualname__", type(function).__name__)
+    return f"{name}#{hashlib.sha256(_told(function).encode()).hexdigest()[:8]}"
+
+
+def _told(value: object, inside: tuple[object, ...] = ()) -> str:
+    """What an object is, the same in every process; two that compute something else differ."""
+    import functools
+    import hashlib
+    import types
+
+    import numpy as np
+    import torch
+
+    def told(*parts: object) -> str:
+        return "|".join("itself" if part in held else _told(part, held) for part in parts)
+
+    held = _Held((*inside, value))
+    if isinstance(value, functools.partial):
+        return told(value.func, value.args, sorted(value.keywords.items()))
+    if isinstance(value, torch.nn.Module):
+        return f"{value!r}|{told(*value.state_dict().items())}"
+    if isinstance(value, torch.Tensor):
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw.tobytes()).hexdigest()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, (tuple, list)):
+        return f"({told(*value)})"
+    if isinstance(value, frozenset):
+        return f"{sorted(map(repr, value))}"
+    if isinstance(value, types.CodeType):
+        return told(value.co_code, value.co_consts, value.co_names)
+    code = getattr(value, "__code__", None)
     if code is None:
-        return f"{name}#{hashlib.sha256(repr(function).encode()).hexdigest()[:8]}"
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    parts = (code.co_code.hex(), repr(code.co_consts), repr(code.co_names), repr(cells))
-    defaults = repr((getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)))
-    return f"{name}#{hashlib.sha256('|'.join((*parts, defaults)).encode()).hexdigest()[:8]}"
+        return repr(value)
+    cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return told(code, cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None))
+
+
+class _Held(tuple[object, ...]):
+    """Objects that others are inside of, known by identity."""
+
+    def __contains__(self, one: object) -> bool:
+        return any(one is other for other in self)
 
 
 def is_own(function: Reducer) -> bool:

@@ -76,6 +76,8 @@ class SampleSet:
                 f"samples: expected images (N, ...) and N ids, got {self.images.shape} and "
                 f"{len(self.ids)} ids"
             )
+        if self.labels is not None and np.shape(self.labels) != (len(self.ids),):
+            raise UsageError(f"samples: {len(self.ids)} images but labels of shape {np.shape(self.labels)}")
         sha = hashlib.sha256(f"{self.images.shape}|{self.seed}|{self.labels is not None}".encode())
         self._read_through(sha.update, progress)
         for array in (self.ids, self.labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -100,6 +101,30 @@ def test_large_finite_values_whose_sum_overflows_are_kept():
     with BackgroundWriter(slow, (0.5,)) as background:
         background.put(0, 0, [Batch({"a": torch.full((4, 2), 3e38)})])
     assert len(slow.got) == 1
+
+
+def test_a_second_interrupt_ends_the_thread_before_the_file_is_closed():
+    begun, got = threading.Event(), []
+
+    class Stuck:
+        def append(self, index, block):
+            begun.set()
+            time.sleep(0.6)
+            got.append(index)
+
+    def interrupt_twice():
+        begun.wait(5)
+        for _ in range(2):
+            time.sleep(0.15)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt_twice).start()
+    with pytest.raises(KeyboardInterrupt), BackgroundWriter(Stuck(), (0.5,)) as background:
+        for value in range(10):
+            background.put(0, value, blocks([value]))
+    # The block under way was finished, those that waited were left out, and nothing comes afterwards.
+    assert got == [0]
+    assert "featlens-writer" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
 
 
 def test_the_forward_pass_runs_while_blocks_are_written(tmp_path, make_denoiser, monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 
 from featlens import FeatureStore, SampleSet, extract
 from featlens.denoiser import EDMDenoiser
-from featlens.errors import FeatlensError, SiteError, StoreError, UsageError
+from featlens.errors import FeatlensError, FeatlensWarning, SiteError, StoreError, UsageError
 from featlens.extraction import evaluating
 
 SIGMAS = [0.1, 2.5]
@@ -237,6 +237,7 @@ def test_a_model_that_gives_nan_is_named_with_site_sigma_and_row(tmp_path, make_
         ),
         ({"sigmas": []}, UsageError, r"one or more numbers above 0, got \[\]"),
         ({"sigmas": [0.5, 0]}, UsageError, r"numbers above 0, got \[0\.5, 0\.0\]"),
+        ({"sigmas": [1e39]}, UsageError, r"in float32, which does not hold all of \[1e\+39\]"),
         ({"sigmas": [float("nan")]}, UsageError, r"numbers above 0, got \[nan\]"),
         ({"sigmas": [0.5, 0.5]}, UsageError, "a sigma is given twice"),
         ({"batch": 0}, UsageError, "a batch holds at least one image, got 0"),
@@ -308,3 +309,9 @@ def test_a_host_denoiser_that_is_no_module_is_put_on_the_device(
     host = Host(sample_shape=(1, 8, 8), num_labels=0, sigma_data=0.5, network=denoiser.network)
     extract(host, samples, [0.5], SITES, tmp_path / "a.h5", device="cpu")
     assert moved == ["cpu"]
+
+
+def test_shards_of_processes_that_did_not_finish_are_told_of(tmp_path, make_denoiser, samples):
+    (tmp_path / "a.shard-0-of-2.h5").touch()
+    with pytest.warns(FeatlensWarning, match=r"a\.shard-0-of-2\.h5 was left by several processes"):
+        extract(make_denoiser(), samples, SIGMAS, SITES, tmp_path / "a.h5")

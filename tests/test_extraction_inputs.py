@@ -282,3 +282,94 @@ def test_the_file_says_which_versions_made_it(tmp_path, make_denoiser, samples):
         creator = store.manifest["creator"]
     assert f"torch {torch.__version__}" in creator and f"numpy {np.__version__}" in creator
     assert creator.startswith("featlens ")
+
+
+class Careless:
+    """Changes everything that it is given, in place."""
+
+    sample_shape, sigma_data, num_labels = (1, 8, 8), 0.5, 10
+
+    def __init__(self, careful=False):
+        torch.manual_seed(0)
+        self.network, self.careful = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), careful
+
+    def __call__(self, x, sigma, labels=None):
+        if self.careful:
+            x, sigma, labels = x.clone(), sigma.clone(), None if labels is None else labels.clone()
+        x.mul_(sigma.add_(1)[:, None, None, None])
+        if labels is not None:
+            x.add_(labels[:, None, None, None])
+            labels.zero_()
+        return self.network(x)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("labels", ["given", "both"])
+def test_a_model_that_changes_its_arguments_in_place_spoils_nothing(tmp_path, samples, labels, inference):
+    before = samples.labels.copy()
+    with torch.inference_mode(inference):
+        stores = [
+            extract(model, samples, [0.1, 2.5], "1", tmp_path / f"{model.careful}.h5", batch=8, labels=labels)
+            for model in (Careless(), Careless(careful=True))
+        ]
+    assert np.array_equal(samples.labels, before)
+    for site in stores[0].sites:
+        for sigma in (0.1, 2.5):
+            assert np.array_equal(stores[0].read(site, sigma), stores[1].read(site, sigma)), site
+
+
+def test_a_site_without_numbers_is_named(tmp_path, samples):
+    model = Careless()
+    model.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    model.network[0].register_forward_hook(lambda module, inputs, output: output[:, :0])
+    model.network[1].register_forward_pre_hook(lambda module, inputs: (inputs[0].new_zeros(8, 64),))
+    with pytest.raises(UsageError, match=r"nothing is in \(1, 0\) of site '0'; leave it out"):
+        extract(model, samples, [0.5], "0", tmp_path / "a.h5")
+
+
+class Loops(nn.Module):
+    """Runs a layer as often as the noise level asks for."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+        self.times = times
+
+    def forward(self, x, c_noise, labels):
+        for _ in range(self.times(c_noise, labels)):
+            x = self.layer(x)
+        return x
+
+
+@pytest.mark.parametrize("sigmas", [[0.5, 1.0], [1.0, 0.5]])
+def test_a_module_that_runs_more_often_at_one_sigma_is_refused(tmp_path, samples, sigmas):
+    denoiser = EDMDenoiser(Loops(lambda c_noise, labels: 1 if c_noise[0] < -0.1 else 2), (1, 8, 8))
+    with pytest.raises(UsageError, match=r"site 'layer(#0)?' .* no fixed sites: leave this one out"):
+        extract(denoiser, samples, sigmas, "layer", tmp_path / "a.h5")
+
+
+def test_each_of_both_passes_has_its_own_calls(tmp_path, samples):
+    denoiser = EDMDenoiser(Loops(lambda c_noise, labels: 1 if labels.any() else 2), (1, 8, 8), 10)
+    store = extract(denoiser, samples, [0.5], "layer", tmp_path / "a.h5", labels="both", batch=16)
+    assert list(store.sites) == ["layer@cond", "layer#0@uncond", "layer#1@uncond"]
+
+
+def test_the_model_says_itself_why_it_fails(tmp_path, samples):
+    denoiser = EDMDenoiser(Loops(lambda c_noise, labels: 1 // 0), (1, 8, 8))
+    with pytest.raises(
+        FeatlensError, match=r"failed on rows 0 to 1 at sigma 0\.5: ZeroDivisionError"
+    ) as caught:
+        extract(denoiser, samples, [0.5], "layer", tmp_path / "a.h5")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_flat_networks_have_sites_by_default_too(tmp_path, make_denoiser, samples):
+    flat = EDMDenoiser(Loops(lambda c_noise, labels: 1), (1, 8, 8))
+    assert list(extract(flat, samples, [0.5], out=tmp_path / "a.h5").sites) == ["layer"]
+    nested = extract(make_denoiser(), samples, [0.5], out=tmp_path / "b.h5")
+    assert nested.manifest["sites"] == ["*.*"]
+
+
+def test_halves_of_a_model_that_has_none_are_refused(tmp_path, make_denoiser, samples):
+    with pytest.raises(UsageError, match="does not double its batch: leave halves out"):
+        extract(make_denoiser(), samples, [0.5], "out", tmp_path / "a.h5", halves=("uncond", "cond"))

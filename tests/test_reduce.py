@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch import nn
 
+from featlens import Capture
 from featlens.errors import UsageError
-from featlens.reduce import flatten, gap, grid, resolve, tokens
+from featlens.reduce import fingerprint, flatten, gap, grid, resolve, tokens
 
 
 def test_gap_is_the_mean_over_positions_of_maps_tokens_and_volumes():
@@ -114,3 +120,61 @@ def test_an_empty_batch_stays_empty_and_a_single_number_is_refused(name):
     assert reduce(torch.zeros(0, 3, 4, 4)).shape == (0, *reduce(torch.zeros(1, 3, 4, 4)).shape[1:])
     with pytest.raises(UsageError, match=r"got a single number; leave this site out|got \(\)"):
         reduce(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("reduce", ["grid(2)", "gap"])
+def test_a_refusal_names_the_site(reduce):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net[1].register_forward_hook(lambda module, inputs, output: output.sum() if reduce == "gap" else output)
+    with pytest.raises(UsageError, match=r"^site '1': "), Capture(net, "1", reduce=reduce):
+        net(torch.zeros(2, 4))
+
+
+def test_complex_numbers_are_refused_and_never_halved():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x)
+
+    net = nn.Sequential(Spectrum())
+    with pytest.raises(UsageError, match=r"site '0': complex numbers have no reduction"):
+        Capture(net, "0", reduce="gap").run(net, torch.zeros(2, 4))
+    seen = Capture(net, "0", reduce=lambda x: torch.view_as_real(x).flatten(1))
+    seen.run(net, torch.ones(2, 4))
+    assert seen["0"].shape == (2, 8)
+
+
+def _first(x, k):
+    return x.flatten(1)[:, :k]
+
+
+def _scaled(weight):
+    return lambda x: x * weight.sum()
+
+
+def test_functions_that_compute_something_else_are_told_apart():
+    linear, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert fingerprint(linear) != fingerprint(other)
+    other.load_state_dict(linear.state_dict())
+    assert fingerprint(linear) == fingerprint(other)
+    assert fingerprint(linear.bfloat16()) != fingerprint(other)
+    weight, changed = torch.zeros(2000), torch.zeros(2000)
+    changed[1000] = 1
+    assert fingerprint(_scaled(weight)) != fingerprint(_scaled(changed))
+    assert fingerprint(functools.partial(_first, k=2)) != fingerprint(functools.partial(_first, k=3))
+
+
+def test_a_function_that_holds_itself_has_a_fingerprint():
+    def halved(x):
+        return x if x.shape[-1] == 1 else halved(x[..., ::2])
+
+    assert fingerprint(halved) == fingerprint(halved)
+
+
+def test_a_function_is_the_same_one_in_another_process():
+    code = (
+        "import functools\nfrom featlens.reduce import fingerprint\n"
+        "def f(x, k): return [(lambda z: z in {'a', 'b', 'c'})(y) for y in x]\n"
+        "print(fingerprint(functools.partial(f, k=2)), fingerprint(f))"
+    )
+    said = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
+    assert len(said) == 1

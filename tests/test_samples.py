@@ -239,3 +239,9 @@ def test_the_examples_of_the_page_on_samples_run(tmp_path, monkeypatch, rng):
     assert names["latents"].images[:].max() > 5 and names["pictures"].images[:].max() == 1
     assert (names["mine"].name, names["mine"].shape) == ("mine", (3, 8, 8))
     assert names["noise"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_image_has_a_label_or_none_has(count):
+    with pytest.raises(UsageError, match="2 images but labels"):
+        SampleSet("x", np.zeros((2, 1, 4, 4), np.float32), np.arange(2), np.arange(count))

@@ -489,3 +489,32 @@ def test_a_shard_is_never_the_output(out: Path) -> None:
     shards = write_shards(out, 2)
     with pytest.raises(UsageError, match="is one of the shards; the output comes first"):
         merge(shards[0], shards, force=True)
+
+
+def test_hdf5_never_looks_for_shards_elsewhere(out: Path, tmp_path: Path, python: Any) -> None:
+    from featlens.store.pack import pack
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shards = write_shards(out, 2)
+    merge(out, shards, virtual=True)
+    for shard in shards:
+        packed = pack(shard, elsewhere / shard.name)
+        with h5py.File(packed, "r+") as file:
+            for dataset in file["sites"].values():
+                if dataset.ndim == 3:
+                    dataset[...] = 0
+    code = """
+import os, sys
+os.environ["HDF5_VDS_PREFIX"] = sys.argv[1]  # Before HDF5 is loaded.
+import numpy as np
+from featlens.store import FeatureStore
+from featlens.store.pack import pack
+with FeatureStore(pack(sys.argv[2], sys.argv[3])) as copy, FeatureStore(sys.argv[2]) as store:
+    for site in store.sites:
+        for sigma in store.sigmas:
+            assert store.read(site, sigma).any()
+            assert np.array_equal(copy.read(site, sigma), store.read(site, sigma))
+"""
+    run = python(code, elsewhere, out, tmp_path / "copy.h5")
+    assert run.returncode == 0, run.stderr

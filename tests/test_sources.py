@@ -381,3 +381,16 @@ def test_sources_do_not_import_torch(tmp_path, python, pixels):
         "; assert not {'PIL', 'h5py'} & set(sys.modules)"
     )
     assert python(code, tmp_path / "x.npy").returncode == 0
+
+
+def test_a_file_that_changes_after_it_was_loaded_is_not_read_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy, "HELD_BYTES", 0)
+    path = tmp_path / "x.npy"
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+    np.save(path, images)
+    samples = SampleSet.load(path)
+    assert not samples.images.held
+    assert samples.images[:2].shape == (2, 3, 8, 8)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(FeatlensError, match=r"x\.npy has changed since its images were loaded"):
+        samples.images[:2]

@@ -474,3 +474,57 @@ def test_a_writer_is_refused_while_the_file_is_read_and_the_reader_goes_on(path,
         with pytest.raises(StoreError, match="is open for reading in this process; close that store first"):
             FeatureWriter.resume(path, store.manifest)
         assert np.array_equal(store.read("dec.conv", 0.5, slice(0, 9)), written["dec.conv", 0.5][:9])
+
+
+@pytest.mark.parametrize("index", [-1, 2, 1.5, None])
+def test_a_sigma_that_is_not_there_is_never_written(path, index):
+    with create(path) as writer:
+        before = path.read_bytes()
+        with pytest.raises(StoreError, match="no sigma of index"):
+            writer.append(index, features(N))
+        assert path.read_bytes() == before
+        writer.append(np.uint8(1), features(N))
+        assert [writer.done(0), writer.done(1)] == [0, N]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float64])
+def test_no_type_of_numbers_overflows_float16_unnoticed(path, dtype):
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 1)], [1.0], [0], {}, dtype="float16") as writer:
+        with pytest.raises(StoreError, match="reach 65535, float16 ends at 65504"):
+            writer.append(0, {"a": np.array([[65535]], dtype=dtype)})
+        assert writer.done(0) == 0
+
+
+@pytest.mark.parametrize("rows", [np.float32(1), np.ones((1, 1), dtype=complex), np.array([["x"]])])
+def test_features_that_are_no_real_numbers_are_refused(path, rows):
+    with (
+        FeatureWriter.create(path, [SiteInfo("a", 0, 1)], [1.0], [0], {}) as writer,
+        pytest.raises(StoreError, match=r"features of 'a', got"),
+    ):
+        writer.append(0, {"a": rows})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"ids": [0.5, 1.5]}, {"ids": np.zeros((2, 1), int)}, {"labels": [0.5, 1]}, {"sigmas": [[1.0]]}],
+)
+def test_ids_and_labels_are_never_rounded(path, request_):
+    given = {"sigmas": [1.0], "ids": [0, 1], "manifest": {}} | request_
+    with pytest.raises(StoreError, match=r"whole numbers|expected"):
+        FeatureWriter.create(path, [SiteInfo("a", 0, 1)], **given)
+    assert not path.exists()
+
+
+def test_one_sigma_is_looked_up_at_a_time(path):
+    with create(path) as writer:
+        writer.append(0, features(N))
+    with FeatureStore(path) as store:
+        assert store.sigma_index(np.float32(0.5)) == 0
+        for sigma in (np.array([0.5, 2.0]), "half", None):
+            with pytest.raises(UsageError, match="expected one sigma"):
+                store.read("enc.conv", sigma)
+
+
+def test_rows_are_a_slice(a):
+    with FeatureStore(a) as store, pytest.raises(UsageError, match="rows must be a slice such as"):
+        store.read("enc.conv", 0.5, 3)

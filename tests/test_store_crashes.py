@@ -469,3 +469,68 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     folder.mkdir(mode=0o500)
     with pytest.raises(FeatlensError, match="permission denied; choose another output"):
         FeatureWriter.create(folder / "a.h5", [SiteInfo("a", 0, 2)], [0.5], [1], {})
+
+
+def test_a_file_that_another_tool_left_inside_a_block_goes_on_with_that_block(path):
+    rows = np.arange(600 * 4, dtype=np.float32).reshape(600, 4)
+    with FeatureWriter.create(path, [SiteInfo("a", 0, 4)], [0.5, 1.0], range(600), {}) as writer:
+        writer.append(0, {"a": rows[:512]})
+    with h5py.File(path, "r+") as file:
+        file["rows_done"][0] = 300
+    with FeatureWriter.resume(path, {}) as writer:
+        assert writer.done(0) == 256
+        # A kill from here on tears a block that no longer counts.
+        with h5py.File(path, locking=False) as file:
+            assert file["rows_done"][:].tolist() == [256, 0]
+        writer.append(0, {"a": rows[256:]})
+        writer.append(1, {"a": rows})
+    with FeatureStore(path) as store:
+        assert store.complete
+        assert np.array_equal(store.read("a", 0.5), rows)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_keep_a_closed_file_locked(path, python):
+    run = python(
+        """
+import os, sys
+import numpy as np
+from featlens.store import FeatureStore, FeatureWriter, SiteInfo
+
+writer = FeatureWriter.create(sys.argv[1], [SiteInfo("a", 0, 1)], [1.0], [0], {})
+writer.append(0, {"a": np.ones((1, 1))})
+ours, theirs = os.pipe()
+child = os.fork()
+if not child:
+    os.close(theirs)
+    os.read(ours, 1)  # Ends with the parent.
+    os._exit(0)
+writer.close()
+assert FeatureStore(sys.argv[1]).complete
+os.close(theirs)
+os.waitpid(child, 0)
+""",
+        path,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("size", [10, 5000, 30_000])
+def test_completing_a_file_writes_few_bytes_however_long_the_manifest_is(path, monkeypatch, size):
+    from featlens.store import draft
+
+    writer = FeatureWriter.create(path, [SiteInfo("a", 0, 1)], [1.0], [0], {"model": "m" * size})
+    writer.append(0, {"a": np.ones((1, 1))})
+    written, write = [], os.write
+
+    def counted(handle, data):
+        written.append(len(data))
+        return write(handle, data)
+
+    monkeypatch.setattr(draft.os, "write", counted)
+    writer.close()
+    monkeypatch.undo()
+    assert len(written) == 1
+    assert written[0] < 200
+    with FeatureStore(path) as store:
+        assert store.complete

@@ -42,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sites.add_argument(
         "--sites",
         type=selection_list,
-        default=["*.*"],
         help="by commas: globs of module paths, re:REGEX, type:CLASS, index:N; @in for inputs, [key] inside "
-        "outputs (default '*.*')",
+        "outputs (default: the blocks one level down, '*.*')",
     )
     sites.add_argument(
         "--reduce",

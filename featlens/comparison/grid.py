@@ -170,8 +170,8 @@ def _require_same_samples(a: _Side, b: _Side, allowed: bool) -> None:
     kinds = [str(store.manifest.get("inputs", "noised")) for store in (a, b)]
     if kinds[0] != kinds[1]:
         raise StoreError(
-            f"{a.path} was extracted on {kinds[0]} inputs, {b.path} on {kinds[1]} ones: rows do not correspond; "
-            "extract both with the same --inputs"
+            f"{a.path} was extracted on {kinds[0]} inputs, {b.path} on {kinds[1]} ones: rows do not "
+            "correspond; extract both with the same --inputs"
         )
 
 

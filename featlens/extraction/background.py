@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from types import TracebackType
@@ -22,13 +23,15 @@ DEPTH = 2
 class BackgroundWriter:
     """Appends blocks in the order in which they are put; what went wrong is raised by the next call.
 
-    On the way out, also after Ctrl-C, the blocks that wait are still written: they are whole.
+    On the way out, also after Ctrl-C, the blocks that wait are still written: they are whole. A second
+    Ctrl-C leaves them out; the block under way is always finished, so that nothing is written afterwards.
     """
 
     def __init__(self, writer: FeatureWriter, sigmas: tuple[float, ...], first: int = 0) -> None:
         self._writer, self._sigmas, self._first = writer, sigmas, first
         self._queue: queue.Queue[tuple[int, int, list[Batch]] | None] = queue.Queue(DEPTH)
         self._error: BaseException | None = None
+        self._failed, self._ended = False, threading.Event()
         self._thread = threading.Thread(target=self._work, name="featlens-writer", daemon=True)
 
     def put(self, sigma_index: int, start: int, batches: list[Batch]) -> None:
@@ -43,8 +46,17 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        interrupt = None
+        while not self._ended.is_set():
+            try:
+                # Not join: interrupted, it takes a thread that runs for one that has ended.
+                with contextlib.suppress(queue.Full):
+                    self._queue.put(None, timeout=0.1)
+                    self._ended.wait()
+            except KeyboardInterrupt as again:
+                interrupt, self._failed = again, True
+        if interrupt is not None:
+            raise interrupt
         if value is None:
             self._raise()
 
@@ -54,14 +66,14 @@ class BackgroundWriter:
             raise error
 
     def _work(self) -> None:
-        failed = False
         while (item := self._queue.get()) is not None:
-            if failed:
+            if self._failed:
                 continue  # Emptied, so that put never blocks on a writer that has given up.
             try:
                 self._append(*item)
             except BaseException as error:
-                self._error, failed = error, True
+                self._error, self._failed = error, True
+        self._ended.set()
 
     def _append(self, sigma_index: int, start: int, batches: list[Batch]) -> None:
         parts = [batch.arrays() for batch in batches]

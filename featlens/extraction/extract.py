@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.denoiser import Denoiser
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, FeatlensWarning
 from featlens.extraction.background import BackgroundWriter
 from featlens.extraction.plan import Layout, place, warn_of_size
 from featlens.extraction.processes import Processes
@@ -35,7 +37,7 @@ def extract(
     model: Denoiser,
     samples: SampleSet,
     sigmas: Sequence[float] | None = None,
-    sites: Selection = "*.*",
+    sites: Selection | None = None,
     out: os.PathLike[str] | str = "features.h5",
     reduce: str | Reducer = "gap",
     batch: int = 128,
@@ -64,7 +66,8 @@ def extract(
         Noise levels, each above 0, in units of the data. With ``inputs="latents"`` the model's own
         ``sigma_init``, where it has one, if None.
     sites
-        Selection of modules of ``model.network``, see :func:`featlens.sites`.
+        Selection of modules of ``model.network``, see :func:`featlens.sites`. By default the blocks one level
+        down, ``"*.*"``, or everything where a network has no such level.
     out
         Path of the file. A complete file of the same request is used as it is, an interrupted one is
         finished; one of another request is refused.
@@ -188,6 +191,13 @@ class _Job:
 
 def _alone(job: _Job, out: Path, compress: bool) -> None:
     if not job.finished(out):
+        if left := sorted(out.parent.glob(f"{glob.escape(out.stem)}.shard-*-of-*{out.suffix}")):
+            warnings.warn(
+                f"{left[0]} was left by several processes that did not finish, and is of no use to one; "
+                "remove it, or run as many processes again",
+                FeatlensWarning,
+                stacklevel=3,
+            )
         job.write(out, Processes())
     if compress:
         pack(out)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from featlens.denoiser import Denoiser
-from featlens.errors import FeatlensWarning
+from featlens.errors import FeatlensWarning, UsageError
 from featlens.extraction.request import Request
 from featlens.extraction.runner import Kept, Runner, running
 from featlens.reduce import Reducer
@@ -61,6 +61,11 @@ class Layout:
             _site_info(name, order, one, request.reducer_name)
             for order, (name, one) in enumerate(kept.items())
         )
+        if request.halves and not any(name.endswith(f"@{request.halves[0]}") for name in kept):
+            raise UsageError(
+                f"extract: halves {', '.join(request.halves)} were named, but no site has as many rows; this "
+                "model does not double its batch: leave halves out"
+            )
         itemsize = np.dtype(request.dtype).itemsize
         widths = [info.width for info in infos if not info.same_as]
         block = chunk_rows(rows, widths, itemsize)
@@ -146,7 +151,7 @@ def plan_extraction(
     model: Denoiser,
     samples: SampleSet,
     sigmas: Sequence[float] | None = None,
-    sites: Selection = "*.*",
+    sites: Selection | None = None,
     reduce: str | Reducer = "gap",
     batch: int = 128,
     device: str | None = None,

@@ -12,6 +12,7 @@ from featlens.denoiser import Denoiser, weights_digest
 from featlens.errors import UsageError, choices_hint
 from featlens.reduce import Reducer, fingerprint, resolve
 from featlens.site import Selection
+from featlens.site import sites as find_sites
 
 if TYPE_CHECKING:
     from featlens.samples import SampleSet
@@ -45,7 +46,7 @@ class Request:
         model: Denoiser,
         samples: SampleSet,
         sigmas: Sequence[float] | None,
-        sites: Selection,
+        sites: Selection | None,
         reduce: str | Reducer,
         batch: int,
         halves: Sequence[str],
@@ -78,7 +79,8 @@ class Request:
             _require_labels(model, samples)
         reducer_name, reducer = resolve(reduce)
         levels = _checked_sigmas(_default_sigmas(model, choices["inputs"]) if sigmas is None else sigmas)
-        return cls(tuple(levels), sites, reducer, reducer_name, batch, halves=named, **choices)
+        chosen = _default_sites(model) if sites is None else sites
+        return cls(tuple(levels), chosen, reducer, reducer_name, batch, halves=named, **choices)
 
     def manifest(self, model: Denoiser, samples: SampleSet, name: str) -> dict[str, Any]:
         """Provenance of the features; what is not the default is added, so that old files are continued."""
@@ -117,9 +119,15 @@ def _checked_sigmas(sigmas: Sequence[float]) -> list[float]:
     levels = [float(sigma) for sigma in sigmas]
     if not levels or not all(np.isfinite(levels)) or min(levels) <= 0:
         raise UsageError(f"extract: sigmas must be one or more numbers above 0, got {levels}")
+    if min(levels) < 1e-37 or max(levels) > 1e37:
+        raise UsageError(f"extract: the model gets sigmas in float32, which does not hold all of {levels}")
     if len(set(levels)) != len(levels):
         raise UsageError(f"extract: a sigma is given twice in {levels}")
     return levels
+
+
+def _default_sites(model: Denoiser) -> str:
+    return "*.*" if any(site.name.count(".") == 1 for site in find_sites(model.network)) else "**"
 
 
 def _default_sigmas(model: Denoiser, inputs: str) -> list[float]:

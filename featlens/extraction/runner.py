@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from featlens.capture import Capture
 from featlens.denoiser import Denoiser
-from featlens.errors import UsageError
+from featlens.errors import FeatlensError, UsageError
 from featlens.extraction.request import Request
+from featlens.keeping import version_of
 from featlens.samples import SampleSet
 
 __all__ = ["Batch", "Kept", "Runner", "evaluating", "running"]
@@ -81,9 +82,8 @@ def running(model: Denoiser, samples: SampleSet, request: Request) -> Iterator[R
         evaluating(model.network),
         torch.random.fork_rng(devices=forked),
         torch.no_grad(),
-        Capture(model.network, request.sites, request.reducer, stop_after=True) as seen,
     ):
-        yield Runner(model, samples, seen, request)
+        yield Runner(model, samples, request)
 
 
 def _device(model: Denoiser) -> torch.device:
@@ -97,37 +97,69 @@ def _input_dtype(module: nn.Module) -> torch.dtype:
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
-class Runner:
-    """Calls the model on rows of the samples at one sigma."""
+@contextlib.contextmanager
+def _explaining(where: str) -> Iterator[None]:
+    """An exception of the model's own code as one line; its traceback stays behind it."""
+    try:
+        yield
+    except (FeatlensError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise FeatlensError(
+            f"extract: the model or a reduction failed on {where}: {type(error).__name__}: {said}"
+        ) from error
 
-    def __init__(self, model: Denoiser, samples: SampleSet, seen: Capture, request: Request) -> None:
-        self.model, self.samples, self.seen, self.request = model, samples, seen, request
+
+class Runner:
+    """Calls the model on rows of the samples at one sigma.
+
+    The first pass at each sigma, with and without labels, runs whole: it shows which sites run there, and
+    after which call the other passes may end.
+    """
+
+    def __init__(self, model: Denoiser, samples: SampleSet, request: Request) -> None:
+        self.model, self.samples, self.request = model, samples, request
+        self._captures: dict[tuple[float, str], Capture] = {}
         self.device = _device(model)
         self._dtype = _input_dtype(model.network)
-        self._levels: dict[tuple[float, int], Tensor] = {}
+        self._levels: dict[tuple[float, int], tuple[Tensor, int | None]] = {}
 
     def __call__(self, sigma: float, start: int, stop: int) -> dict[str, Kept]:
         """What every site delivers for rows ``start`` to ``stop``, in order of execution."""
         rows = slice(start, stop)
         x = self._inputs(sigma, rows)
-        level = self._level(sigma, len(x))
         found: dict[str, Kept] = {}
         for suffix, labels in self._passes(rows):
-            with self._precision():
-                # A copy, so that a model that works in place on its input cannot spoil the next pass.
-                self.seen.run(self.model, x.clone() if suffix else x, level, labels)
-            self.seen.require_all()
-            found |= self._kept(suffix, len(x))
+            seen = self._capture(sigma, suffix)
+            # A copy, so that a model that works in place on its input cannot spoil the next pass.
+            arguments = (x.clone() if suffix else x, self._level(sigma, len(x)), labels)
+            with self._precision(), _explaining(f"rows {start} to {stop} at sigma {sigma:g}"):
+                seen.run(self.model, *arguments)
+            seen.require_all()
+            found |= self._kept(seen, suffix, len(x))
         return found
+
+    def _capture(self, sigma: float, suffix: str) -> Capture:
+        key = sigma, suffix
+        if key not in self._captures:
+            # What was kept at another sigma is let go.
+            self._captures = {old: seen for old, seen in self._captures.items() if old[0] == sigma}
+            sites, reducer = self.request.sites, self.request.reducer
+            self._captures[key] = Capture(self.model.network, sites, reducer, stop_after=True)
+        return self._captures[key]
 
     def batch(self, sigma: float, start: int, stop: int, names: list[str]) -> Batch:
         """Features of the named sites on their way to the host."""
         kept = self(sigma, start, stop)
-        if missing := [name for name in names if name not in kept]:
+        stored = [name for name, one in kept.items() if not one.same_as]
+        if differing := sorted(set(stored) ^ set(names)):
+            how = "ran before, but not" if differing[0] in names else "did not run before, but did"
             raise UsageError(
-                f"extract: site {missing[0]!r} ran in the first forward pass and not in the one of rows "
-                f"{start} to {stop} at sigma {sigma:g}; a model whose modules run differently from batch to "
-                "batch has no fixed sites: leave this one out"
+                f"extract: site {differing[0]!r} {how} with rows {start} to {stop} at sigma {sigma:g}; "
+                "modules that run differently from pass to pass are no fixed sites: leave this one out"
             )
         if self.device.type != "cuda":
             return Batch({name: kept[name].features.float().cpu() for name in names})
@@ -146,17 +178,20 @@ class Runner:
 
     def _level(self, sigma: float, batch: int) -> Tensor:
         """Sigma of each sample, one tensor for all batches of a size: a model may look at its values once."""
-        key = sigma, batch
-        if key not in self._levels:
-            self._levels[key] = torch.full((batch,), sigma, device=self.device)
-        return self._levels[key]
+        level, version = self._levels.get((sigma, batch), (None, None))
+        # A model may also change it in place, which is not counted in inference mode.
+        if level is None or version is None or version != version_of(level):
+            level = torch.full((batch,), sigma, device=self.device)
+            self._levels[sigma, batch] = level, version_of(level)
+        return level
 
     def _passes(self, rows: slice) -> list[tuple[str, Tensor | None]]:
         """Suffix of the site names and labels of each forward pass on a batch."""
         wanted = self.request.labels
         if not self.model.num_labels or wanted == "none" or self.samples.labels is None:
             return [("", None)]
-        labels = torch.from_numpy(np.ascontiguousarray(self.samples.labels[rows])).to(self.device)
+        # A copy: a model that changes labels in place, to drop some, must not change those of the samples.
+        labels = torch.from_numpy(self.samples.labels[rows].copy()).to(self.device)
         return [("@cond", labels), ("@uncond", None)] if wanted == "both" else [("", labels)]
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -164,10 +199,10 @@ class Runner:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.request.precision))
 
-    def _kept(self, suffix: str, batch: int) -> dict[str, Kept]:
-        kinds, shapes, same = self.seen.kinds, self.seen.shapes, self.seen.duplicates
+    def _kept(self, seen: Capture, suffix: str, batch: int) -> dict[str, Kept]:
+        kinds, shapes, same = seen.kinds, seen.shapes, seen.duplicates
         out = {}
-        for name, value in self.seen.items():
+        for name, value in seen.items():
             for half, features in self._halves(name, value, batch).items():
                 end = f"{half}{suffix}"
                 twin = f"{same[name]}{end}" if name in same else ""
@@ -178,6 +213,8 @@ class Runner:
         """Features (B, D) by suffix; of a model that doubles its batch, each half by its name."""
         halves = self.request.halves
         flat = value.flatten(1) if self.request.reducer_name == "tokens" else value
+        if not flat.numel():
+            raise UsageError(f"extract: nothing is in {tuple(flat.shape)} of site {name!r}; leave it out")
         if flat.ndim == 2 and len(flat) == batch:
             return {"": flat}
         if flat.ndim == 2 and halves and len(flat) == batch * len(halves):

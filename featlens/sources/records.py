@@ -39,10 +39,16 @@ T = TypeVar("T", bound=Closable)
 
 
 class Handle(Generic[T]):
-    """A file that is opened when first used, once a process, and used by one thread at a time."""
+    """A file that is opened when first used, once a process, and used by one thread at a time.
+
+    The file is the first path among the arguments of ``opener``, where that is a partial function. One that
+    has changed since is an error: what is read later has to be what the digest was made of.
+    """
 
     def __init__(self, opener: Callable[[], T]) -> None:
         self._opener = opener
+        self._path = next((part for part in getattr(opener, "args", ()) if isinstance(part, Path)), None)
+        self._stamp = _stamp(self._path)
         self._reset()
 
     def _reset(self) -> None:
@@ -57,6 +63,8 @@ class Handle(Generic[T]):
             # After a fork both processes would move the same file position, and the lock may be held by
             # a thread that does not exist here.
             self._reset()
+        if _stamp(self._path) != self._stamp:
+            raise FeatlensError(f"{self._path} has changed since its images were loaded; load them again")
         with self._lock:
             file = self._opener() if self._file is None else self._file
             self._file = file
@@ -77,7 +85,7 @@ class Handle(Generic[T]):
                     file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_opener": self._opener}
+        return {"_opener": self._opener, "_path": self._path, "_stamp": self._stamp}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -86,6 +94,17 @@ class Handle(Generic[T]):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes with a file's contents; None if it is not there, which opening it will say."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    if found is None:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager

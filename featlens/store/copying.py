@@ -36,6 +36,15 @@ def stored_form(store: FeatureStore) -> tuple[np.dtype[Any], int | None]:
 
 def raw_rows(store: FeatureStore, site: str, index: int, start: int, stop: int) -> NDArray[Any]:
     """Features (stop - start, D) at the sigma of this index, in the type in which they are stored."""
+    if site in store._parts:
+        # HDF5 would look for the shards elsewhere, too, and give fill values for those that it does not find.
+        pieces = [
+            raw_rows(shard, part.site, index, max(start - part.start, 0), min(stop, part.stop) - part.start)
+            for part in store._parts[site]
+            for shard in [store._shards[part.file]]
+            if part.start < stop and start < part.stop
+        ]
+        return np.concatenate(pieces)
     try:
         rows: NDArray[Any] = site_dataset(store, site)[index, start:stop]
     except Exception:

@@ -69,12 +69,13 @@ def lay_down(path: Path, plan: Plan) -> Places | None:
     with new_hdf5(path, fillings=_fillings(plan)) as file:
         write_text(file, "format", FORMAT)
         file.attrs["version"] = np.int64(VERSION)
-        file.attrs["complete"] = np.int64(0)
         write_text(
             file,
             "manifest",
             json.dumps({**plan.manifest, "creator": plan.manifest.get("creator", creator())}),
         )
+        # Behind the manifest, and so near the header's checksum: a kill can tear a write of several pages.
+        file.attrs["complete"] = np.int64(0)
         write_vector(file, "sigma", plan.sigmas).make_scale("sigma")
         write_vector(file, "sample", plan.ids).make_scale("sample")
         if plan.labels is not None:

@@ -145,6 +145,10 @@ class FeatureStore:
 
     def sigma_index(self, sigma: float) -> int:
         """Position of a noise level; an error lists what is there."""
+        try:
+            sigma = float(sigma)
+        except (TypeError, ValueError):
+            raise UsageError(f"{self.path}: expected one sigma, got {sigma!r}") from None
         near = np.flatnonzero(np.isclose(self.sigmas, sigma, rtol=1e-6, atol=0))
         if not len(near):
             there = ", ".join(f"{value:g}" for value in self.sigmas)
@@ -162,6 +166,8 @@ class FeatureStore:
             If there is no such site or sigma.
         """
         index = self._checked(site, sigma)
+        if not isinstance(rows, slice):
+            raise UsageError(f"rows must be a slice such as slice(0, 10), got {rows!r}; index the result")
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise UsageError(f"rows must be contiguous, got step {step}; index the result instead")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import FeatlensError, StoreError
-from featlens.files import AppearedError, atomic_path, explain_os_error, require_space
+from featlens.files import AppearedError, atomic_path, explain_os_error, require_space, unlock_file
 from featlens.store.checksum import fletcher32, scratch
 from featlens.store.draft import mark_complete
 from featlens.store.header import read_header
@@ -96,6 +96,7 @@ class FeatureWriter:
         except BaseException:
             self._release()
             raise
+        self._process = os.getpid()
         self._space = scratch()
         self.block = self._places.block
         self.names = list(self._places.sites)
@@ -179,7 +180,12 @@ class FeatureWriter:
         """
         if not self._release.alive:
             raise StoreError(f"{self.path} was closed; open it again with FeatureWriter.resume")
-        first, places = self.done(sigma_index), self._places
+        places = self._places
+        if sigma_index not in range(places.sigmas):
+            raise StoreError(f"{self.path}: no sigma of index {sigma_index!r}, there are {places.sigmas}")
+        # A small type of numpy would overflow below.
+        sigma_index = int(sigma_index)
+        first = self.done(sigma_index)
         arrays = self._checked(features, first)
         last = first + len(next(iter(arrays.values())))
         self._require_same_file()
@@ -201,9 +207,11 @@ class FeatureWriter:
         if set(features) != set(sites):
             raise StoreError(f"{self.path}: expected features of {sorted(sites)}, got {sorted(features)}")
         arrays = {name: np.asarray(features[name]) for name in sites}
-        count = len(next(iter(arrays.values())))
+        count = len(np.atleast_1d(next(iter(arrays.values()))))
         for name, block in arrays.items():
             expected = (count, sites[name].width)
+            if block.dtype.kind not in "biuf":
+                raise StoreError(f"{self.path}: expected real features of {name!r}, got {block.dtype}")
             if block.shape != expected:
                 raise StoreError(f"{self.path}: expected {expected} features of {name!r}, got {block.shape}")
         if first + count > total or (count % self.block and first + count != total):
@@ -215,7 +223,7 @@ class FeatureWriter:
     def _stored(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(rows, dtype=self._places.dtype)
-        if stored.dtype.itemsize < rows.dtype.itemsize:
+        if stored.dtype != rows.dtype:
             lost = np.isinf(stored) & np.isfinite(rows)
             if lost.any():
                 value = float(np.abs(rows[lost]).max())
@@ -250,6 +258,9 @@ class FeatureWriter:
             raise _explained(error, self.path) from error
         finally:
             writers.pop(self._key, None)
+            # A forked process, such as a worker that loads data, holds the descriptor and so the lock, too.
+            if os.getpid() == self._process:
+                unlock_file(self._handle)
             self._release()
 
     def __enter__(self) -> FeatureWriter:
@@ -288,6 +299,11 @@ def _plan(
     kept = None if labels is None else np.asarray(labels, dtype=np.int64)
     if not (np.isfinite(levels).all() and (levels > 0).all() and len(np.unique(levels)) == len(levels)):
         raise StoreError(f"{target}: sigmas must be different numbers above 0, got {levels.tolist()}")
+    if levels.ndim != 1 or numbers.ndim != 1:
+        raise StoreError(f"{target}: expected (S,) sigmas and (N,) ids, got {levels.shape}, {numbers.shape}")
+    for name, given, whole in (("ids", ids, numbers), ("labels", labels, kept)):
+        if given is not None and whole is not None and not np.array_equal(whole, np.asarray(given)):
+            raise StoreError(f"{target}: {name} must be whole numbers of 64 bits")
     if kept is not None and kept.shape != numbers.shape:
         raise StoreError(f"{target}: expected {len(numbers)} labels, got shape {kept.shape}")
     return Plan(sites, levels, numbers, manifest, kept, kind, min(rows, len(numbers)))
@@ -315,7 +331,18 @@ def _opened(handle: int, path: Path) -> tuple[Places, NDArray[np.int64]]:
         raise StoreError(
             f"{path} was not laid out by featlens and cannot be continued; choose another output"
         )
-    return places, header.rows_done.copy()
+    try:
+        return places, _whole_blocks(handle, places, header.rows_done)
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
+def _whole_blocks(handle: int, places: Places, done: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows to go on from: a block that another tool began is written again, so its rows count no more."""
+    whole = np.where(done < places.rows, done - done % places.block, done)
+    for index in np.flatnonzero(whole != done).tolist():
+        _write(handle, places.rows_done + 8 * index, np.array(whole[index], dtype="<i8"))
+    return whole
 
 
 def _whole(rows: NDArray[Any], block: int) -> NDArray[Any]:

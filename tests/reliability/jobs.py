@@ -276,7 +276,7 @@ class Extract(Job):
             "--split",
             "all",
             "--n",
-            "512",
+            "1280",
             "--reduce",
             "grid(4)",
         ]
