@@ -40,8 +40,8 @@ class Target:
 
     @cached_property
     def base(self) -> str:
-        """Name of the whole output or input."""
-        return self.path if self.side == "out" else f"{self.path}@in"
+        """Name of the whole output or input; ``@out`` and ``@in`` are those of the network itself."""
+        return self.path if self.side == "out" and self.path else f"{self.path}@{self.side}"
 
     @cached_property
     def site(self) -> str:
@@ -60,7 +60,7 @@ def canonical(name: str) -> str:
     >>> canonical("mid@out['sample']#1")
     'mid[sample]#1'
     """
-    found = re.fullmatch(r"(.*)@out((?:\[[^\[\]]+\])*(?:#\d+)?)", name, re.DOTALL)
+    found = re.fullmatch(r"(.+)@out((?:\[[^\[\]]+\])*(?:#\d+)?)", name, re.DOTALL)
     return re.sub(r"\[(['\"])(.*?)\1\]", r"[\2]", found[1] + found[2] if found else name)
 
 
@@ -173,7 +173,7 @@ class Tree:
         names = Counter(target.name for target in kept)
         if names and max(names.values()) > 1:
             raise SiteError(f"two sites are called {names.most_common(1)[0][0]!r}; leave one out")
-        return sorted(kept, key=lambda target: self.index[target.path])
+        return sorted(kept, key=lambda target: self.index.get(target.path, -1))
 
     def _part(self, part: Chooser) -> Iterator[Target]:
         side = "out"
@@ -194,7 +194,7 @@ class Tree:
         if not paths:
             shown = repr(part) if not callable(part) else f"chosen by {getattr(part, '__name__', part)!r}"
             raise SiteError(f"no site {shown} in {self.where}: {self._hint(part)}")
-        return (Target(path, self.modules[path], side, keys, call) for path in paths)
+        return (Target(path, self.modules.get(path, self.root), side, keys, call) for path in paths)
 
     def _hint(self, part: Chooser) -> str:
         text = part if isinstance(part, str) else ""
@@ -207,12 +207,16 @@ class Tree:
         if path in self.containers:
             kind = type(self.containers[path]).__name__
             return f"a {kind} only holds others and never runs; ask for {path + '.*'!r}"
+        if not self.modules:
+            return "it has no inner modules; ask for '@out', its own output, or '@in'"
         return choices_hint(text, self.modules)
 
     def _text(self, text: str) -> tuple[list[str], str, tuple[str, ...], int | None]:
         if text in self.modules:
             return [text], "out", (), None
         pattern, side, keys, call = _split(text, _SUFFIX_OF_REGEX if text.startswith("re:") else _SUFFIX)
+        if not pattern and text.startswith("@"):
+            return [""], side, keys, call
         if pattern.startswith("type:"):
             paths = [path for path, module in self.modules.items() if _is_a(module, pattern[5:])]
             return paths, side, keys, call

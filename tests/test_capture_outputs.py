@@ -247,3 +247,27 @@ def test_sites_lists_every_tensor(x):
     assert [(site.name, site.shape) for site in found] == [
         ("inner@in", (3,)), ("inner[0]", (3,)), ("inner[1][h]", (1,))
     ]  # fmt: skip
+
+
+def test_the_network_itself_is_a_site_by_name():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
+    x = torch.randn(2, 3)
+    with Capture(net, ["@in", "0", "@out"]) as seen:
+        out = net(x)
+    assert list(seen) == ["@in", "0", "@out"]
+    assert torch.equal(seen["@in"], x) and torch.equal(seen["@out"], out)
+    assert seen.kinds["@out"] == "Sequential"
+    layer = nn.Linear(3, 4)
+    with Capture(layer, "@out", stop_after=True) as seen:
+        for _ in range(2):
+            seen.run(layer, x)
+        assert torch.equal(seen["@out"], layer(x))
+    lstm = nn.LSTM(3, 4, batch_first=True)
+    with Capture(lstm, "@out[0]") as seen:
+        lstm(torch.randn(2, 5, 3))
+    assert seen["@out[0]"].shape == (2, 5, 4)
+
+
+def test_a_network_without_inner_modules_says_what_there_is():
+    with pytest.raises(SiteError, match="it has no inner modules; ask for '@out', its own output"):
+        Capture(nn.Linear(3, 4), "**")

@@ -240,6 +240,7 @@ def test_a_model_that_gives_nan_is_named_with_site_sigma_and_row(tmp_path, make_
         ({"sigmas": [1e39]}, UsageError, r"in float32, which does not hold all of \[1e\+39\]"),
         ({"sigmas": [float("nan")]}, UsageError, r"numbers above 0, got \[nan\]"),
         ({"sigmas": [0.5, 0.5]}, UsageError, "a sigma is given twice"),
+        ({"sigmas": "half"}, UsageError, "sigmas must be numbers above 0, got 'half'"),
         ({"batch": 0}, UsageError, "a batch holds at least one image, got 0"),
         ({"reduce": "gpa"}, UsageError, "unknown reduction 'gpa': did you mean 'gap'"),
         (
@@ -315,3 +316,9 @@ def test_shards_of_processes_that_did_not_finish_are_told_of(tmp_path, make_deno
     (tmp_path / "a.shard-0-of-2.h5").touch()
     with pytest.warns(FeatlensWarning, match=r"a\.shard-0-of-2\.h5 was left by several processes"):
         extract(make_denoiser(), samples, SIGMAS, SITES, tmp_path / "a.h5")
+
+
+def test_one_sigma_needs_no_list(tmp_path, make_denoiser, samples):
+    store = extract(make_denoiser(), samples, 0.5, "@out", tmp_path / "a.h5")
+    assert store.sigmas.tolist() == [0.5]
+    assert list(store.sites) == ["@out"]

@@ -116,7 +116,10 @@ def _described(model: Denoiser) -> str:
 
 
 def _checked_sigmas(sigmas: Sequence[float]) -> list[float]:
-    levels = [float(sigma) for sigma in sigmas]
+    try:
+        levels = [float(sigma) for sigma in np.atleast_1d(np.asarray(sigmas, dtype=np.float64))]
+    except (TypeError, ValueError):
+        raise UsageError(f"extract: sigmas must be numbers above 0, got {sigmas!r}") from None
     if not levels or not all(np.isfinite(levels)) or min(levels) <= 0:
         raise UsageError(f"extract: sigmas must be one or more numbers above 0, got {levels}")
     if min(levels) < 1e-37 or max(levels) > 1e37:
