@@ -191,6 +191,11 @@ def test_rows_that_were_never_written_are_damage(path):
         dataset[0, :256] = 1
     with FeatureStore(path) as store:
         found = [(damage.start, damage.stop, damage.reason) for damage in store.verify()]
+        assert (store.read("a", 0.5, slice(0, 256)) == 1).all()
+        with pytest.raises(StoreError, match=r"rows 256\.\.512.*never written"):
+            store.read("a", 0.5)
+        with pytest.raises(StoreError, match="never written"):
+            list(store.blocks("a", 0.5))
     assert found == [(256, 512, "never written"), (512, 600, "never written")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ class FeatureStore:
         self.path = Path(path)
         self._shards: dict[str, FeatureStore] = {}
         self._last: tuple[tuple[str, int, int], NDArray[np.float32]] | None = None
+        self._lacking: dict[str, bool] = {}
         self._file = open_hdf5(self.path)
         try:
             self.identity = identity_of(self.path.stat())
@@ -248,7 +250,11 @@ class FeatureStore:
         dataset = self._datasets[site]
         try:
             rows: NDArray[np.float32] = np.asarray(dataset[index, start:stop], dtype=np.float32)
-            return rows
+            # HDF5 gives fill values for chunks that were never written.
+            lost = damaged_rows(dataset, index, start, stop) if self._lacks_chunks(site) else []
+            if not lost:
+                return rows
+            unknown = lost[0]
         except MemoryError:
             raise StoreError(
                 f"{self.path}: rows {start}..{stop} of site {site!r} do not fit into memory; read fewer, or "
@@ -259,6 +265,14 @@ class FeatureStore:
         self._require_open()
         first, *_ = damaged_rows(dataset, index, start, stop) or [unknown]
         raise StoreError(f"{self.path}: {Damage(site, float(self.sigmas[index]), *first)}; extract again")
+
+    def _lacks_chunks(self, site: str) -> bool:
+        if site not in self._lacking:
+            dataset = self._datasets[site]
+            sizes = zip(dataset.shape, dataset.chunks or dataset.shape, strict=True)
+            wanted = math.prod(-(-size // chunk) for size, chunk in sizes)
+            self._lacking[site] = bool(dataset.chunks) and dataset.id.get_num_chunks() < wanted
+        return self._lacking[site]
 
     def _gather(self, site: str, index: int, start: int, stop: int) -> NDArray[np.float32]:
         """Rows from the shards of a virtual site."""
