@@ -21,6 +21,7 @@ __all__ = [
     "AppearedError",
     "atomic_path",
     "explain_os_error",
+    "human_bytes",
     "lock",
     "lock_file",
     "make_folder",
@@ -172,15 +173,24 @@ def require_space(path: os.PathLike[str] | str, needed: int) -> None:
         return
     if needed > free:
         raise FeatlensError(
-            f"{path}: needs {_readable(needed)}, {_readable(free)} are free; "
+            f"{path}: needs {human_bytes(needed)}, {human_bytes(free)} are free; "
             "free some space or choose another output with -o"
         )
 
 
-def _readable(size: int) -> str:
-    power = min(4, max(0, (len(str(size)) - 1) // 3))
-    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
-    return f"{size / 1000**power:.{1 if power else 0}f} {unit}"
+def human_bytes(size: float) -> str:
+    """Size in decimal units.
+
+    >>> human_bytes(12_345_678)
+    '12.3 MB'
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:.1f} TB"
 
 
 def write_bytes(path: os.PathLike[str] | str, data: bytes) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from featlens.eager import hold_eager, release_eager
 from featlens.hooks import attach
 from featlens.outputs import bracketed, leaves, pick
 from featlens.selection import Selection, Target, Tree, numbered
+from featlens.undisturbed import undisturbed
 
 __all__ = ["Selection", "Site", "describe", "sites"]
 
@@ -143,21 +143,6 @@ def _noised(denoiser: Denoiser) -> tuple[Any, ...]:
     return sigma * noise, torch.full((1,), sigma, device=device), labels
 
 
-@contextlib.contextmanager
-def _undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients and a copy of the random state inside the block."""
-    modes = {child: child.training for module in modules for child in module.modules()}
-    cuda = sorted({p.device.index for module in modules for p in module.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for child, mode in modes.items():
-                child.training = mode
-
-
 def _trace(
     runner: Any, tree: Tree, targets: Sequence[Target], arguments: Any
 ) -> list[tuple[Target, str, tuple[int, ...] | None]]:
@@ -182,7 +167,7 @@ def _trace(
     hold_eager(runner if isinstance(runner, nn.Module) else tree.root)
     try:
         attach(handles, targets, see)
-        with _undisturbed(*{tree.root, *([runner] if isinstance(runner, nn.Module) else [])}):
+        with undisturbed(*{tree.root, *([runner] if isinstance(runner, nn.Module) else [])}):
             if isinstance(arguments, Mapping):
                 runner(**arguments)
             else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from featlens.denoiser import Denoiser, tensor_digests
 from featlens.errors import FeatlensError, UsageError
+from featlens.undisturbed import undisturbed
 
 __all__ = ["check_denoiser"]
 
@@ -53,7 +52,7 @@ def check_denoiser(denoiser: Denoiser, sigma: float = 0.5, batch: int = 3) -> No
         raise UsageError(f"check_denoiser: expected sigma above 0 and batch above 1, got {sigma} and {batch}")
     _check_attributes(denoiser)
     calls = _Calls(denoiser)
-    with _undisturbed(denoiser, calls.device):
+    with undisturbed(*{denoiser.network, *([denoiser] if isinstance(denoiser, nn.Module) else [])}):
         calls.prepare()
         _check_rows(calls, sigma, batch)
         if denoiser.num_labels:
@@ -107,24 +106,6 @@ def _random_state(device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
-
-
-@contextlib.contextmanager
-def _undisturbed(denoiser: Any, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients inside; modes and random state as before afterwards."""
-    modes = [(module, module.training) for _, module in _modules(denoiser)]
-    states = _random_state(device)
-    for module, _ in modes:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        torch.set_rng_state(states[0])
-        if len(states) > 1:
-            torch.cuda.set_rng_state(states[1], device)
 
 
 class _Calls:

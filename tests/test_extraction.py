@@ -12,7 +12,7 @@ from torch import nn
 from featlens import FeatureStore, SampleSet, extract
 from featlens.denoiser import EDMDenoiser
 from featlens.errors import FeatlensError, FeatlensWarning, SiteError, StoreError, UsageError
-from featlens.extraction import evaluating
+from featlens.undisturbed import evaluating
 
 SIGMAS = [0.1, 2.5]
 SITES = ["enc.conv", "mid.*", "out"]

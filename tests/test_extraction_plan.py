@@ -10,7 +10,7 @@ import pytest
 from featlens import SampleSet, extract
 from featlens.errors import FeatlensWarning, UsageError
 from featlens.extraction import plan_extraction
-from featlens.extraction.plan import human_bytes
+from featlens.files import human_bytes
 
 SIGMAS = [0.1, 2.5]
 
@@ -79,7 +79,7 @@ def test_a_large_file_is_warned_of_before_it_is_made(tmp_path, make_denoiser, sa
         (1000, "1 kB"),
         (999_900, "1 MB"),
         (5.5e9, "5.5 GB"),
-        (2e15, "2,000.0 TB"),
+        (2e15, "2000.0 TB"),
     ],
 )
 def test_sizes_read_well(size, text):

@@ -2,6 +2,5 @@
 
 from featlens.extraction.extract import Progress, extract
 from featlens.extraction.plan import ExtractionPlan, plan_extraction
-from featlens.extraction.runner import evaluating
 
-__all__ = ["ExtractionPlan", "Progress", "evaluating", "extract", "plan_extraction"]
+__all__ = ["ExtractionPlan", "Progress", "extract", "plan_extraction"]

@@ -16,13 +16,14 @@ from featlens.denoiser import Denoiser
 from featlens.errors import FeatlensWarning, UsageError
 from featlens.extraction.request import Request
 from featlens.extraction.runner import Kept, Runner, running
+from featlens.files import human_bytes
 from featlens.reduce import Reducer
 from featlens.samples import SampleSet
 from featlens.site import Selection, describe
 from featlens.store import SiteInfo
 from featlens.store.layout import chunk_rows
 
-__all__ = ["ExtractionPlan", "Layout", "PlannedSite", "human_bytes", "plan_extraction", "warn_of_size"]
+__all__ = ["ExtractionPlan", "Layout", "PlannedSite", "plan_extraction", "warn_of_size"]
 
 
 @dataclass(frozen=True)
@@ -215,21 +216,6 @@ def warn_of_size(layout: Layout, most: float | None, out: os.PathLike[str] | str
             FeatlensWarning,
             stacklevel=3,
         )
-
-
-def human_bytes(size: float) -> str:
-    """Size in decimal units.
-
-    >>> human_bytes(12_345_678)
-    '12.3 MB'
-    """
-    if size < 1000:
-        return f"{size:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-    return f"{size / 1000:,.1f} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -18,20 +18,9 @@ from featlens.errors import FeatlensError, UsageError
 from featlens.extraction.request import Request
 from featlens.keeping import version_of
 from featlens.samples import SampleSet
+from featlens.undisturbed import undisturbed
 
-__all__ = ["Batch", "Kept", "Runner", "evaluating", "running"]
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule's own mode is restored afterwards."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
+__all__ = ["Batch", "Kept", "Runner", "running"]
 
 
 @dataclass(frozen=True)
@@ -75,14 +64,8 @@ class Batch:
 
 @contextlib.contextmanager
 def running(model: Denoiser, samples: SampleSet, request: Request) -> Iterator[Runner]:
-    """Runner with hooks in place; modes, hooks and random state are as before afterwards."""
-    device = _device(model)
-    forked = [device] if device.type == "cuda" else []
-    with (
-        evaluating(model.network),
-        torch.random.fork_rng(devices=forked),
-        torch.no_grad(),
-    ):
+    """Runner; modes, hooks and random state are as before afterwards."""
+    with undisturbed(model.network):
         yield Runner(model, samples, request)
 
 
