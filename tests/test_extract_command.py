@@ -162,3 +162,8 @@ def test_a_signal_leaves_a_file_that_the_same_command_finishes(tmp_path, call, n
         assert not store.complete
     call("-o", "a.h5", *words)
     assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_the_command_says_its_name_once(call):
+    _, err = call("-o", "a.h5", "--n", 5, "--sites", "out", "--halves", "a", code=2)
+    assert err.startswith("featlens extract: halves are two or more names")

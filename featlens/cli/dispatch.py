@@ -160,7 +160,8 @@ def _say(text: str, code: int = 0) -> int:
 def _fail(name: str, message: str, code: int) -> int:
     _settle_stdout()
     said = "featlens" if name.startswith("-") else f"featlens {name}"
-    print(f"{said}: {message}", file=sys.stderr)  # noqa: T201
+    # The library says which function it was, which here is the command itself.
+    print(f"{said}: {message.removeprefix(f'{name}: ')}", file=sys.stderr)  # noqa: T201
     return code
 
 
