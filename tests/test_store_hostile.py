@@ -1,32 +1,17 @@
-"""Files made to mislead a reader: refused in one line, with nothing followed and no memory taken."""
+"""Files made to mislead a reader: refused in one line, with nothing followed and nothing waited for."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
 from featlens.errors import FeatlensError
-from featlens.store import FORMAT, FeatureStore
-
-N = 6
-
-
-def build(path, **changes):
-    """A valid file by plain h5py; ``changes`` replace values of the root, None leaves one out."""
-    parts = {"format": FORMAT, "version": 1, "complete": 1, "manifest": "{}"}
-    data = {"sigma": [0.5, 2.0], "sample": np.arange(N), "label": np.arange(N)}
-    parts, data = ({name: changes.get(name, value) for name, value in side.items()} for side in (parts, data))
-    with h5py.File(path, "w") as file:
-        file.attrs.update({name: value for name, value in parts.items() if value is not None})
-        for name, value in {**data, "rows_done": changes.get("rows_done")}.items():
-            if value is not None:
-                file[name] = value
-        file["sites/a"] = np.ones((2, N, 3), dtype=np.float32)
+from featlens.store import FeatureStore
+from tests.hostile_helpers import N, build, hide, refused, replace_site
 
 
 @pytest.fixture
@@ -36,22 +21,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def secret(tmp_path):
-    """Another HDF5 file and another plain file, which nobody may look into."""
-    with h5py.File(tmp_path / "secret.h5", "w") as file:
-        file["x"] = np.full((2, N, 3), 42.0, dtype=np.float32)
-        file["v"] = np.arange(N)
-    (tmp_path / "secret.bin").write_bytes(b"s" * 4096)
-    return tmp_path
-
-
-def refused(path):
-    """The one line with which the file, or the reading of its rows, is refused."""
-    with pytest.raises(FeatlensError) as caught, FeatureStore(path) as store:
-        for site in store.sites:
-            store.read(site, 0.5)
-    line = str(caught.value)
-    assert line.isprintable() and str(path) in line and len(line) < len(str(path)) + 400, line
-    return line
+    return hide(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +79,6 @@ def test_the_file_that_is_changed_here_is_valid(path):
     build(path)
     with FeatureStore(path) as store:
         assert store.read("a", 2.0).tolist() == [[1.0] * 3] * N
-
-
-def replace_site(file, value=None, **options):
-    del file["sites/a"]
-    if value is not None:
-        file.create_dataset("sites/a", data=value, **options)
 
 
 def soft_link(file):
@@ -300,147 +264,6 @@ def test_groups_in_circles_and_strangers_are_ignored(path):
     with FeatureStore(path) as store:
         assert list(store.sites) == ["a"]
         assert store.verify() == []
-
-
-def virtual(path, source, dataset="/sites/a", rows=slice(0, N), shape=(2, N, 3), first=0):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        layout = h5py.VirtualLayout((2, N, 3), "f4")
-        layout[:, rows, :] = h5py.VirtualSource(source, dataset, shape)[:, first : first + rows.stop, :]
-        del file["sites/a"]
-        file.create_virtual_dataset("sites/a", layout, fillvalue=7)
-
-
-@pytest.mark.parametrize(
-    ("source", "dataset", "message"),
-    [
-        ("/etc/hostname", "/sites/a", "takes rows from '/etc/hostname'; expected the plain name of a file"),
-        ("../other.h5", "/sites/a", "expected the plain name of a file in the same folder"),
-        ("sub/other.h5", "/sites/a", "expected the plain name of a file in the same folder"),
-        (".", "/sites/a", "expected the plain name of a file in the same folder"),
-        ("shard-%%b.h5", "/sites/a", "expected the plain name of a file in the same folder"),
-        ("secret.h5", "/x", "takes rows from 'secret.h5', dataset '/x'; expected one of its sites"),
-        ("secret.h5", "/sites/../x", "expected one of its sites"),
-        ("secret.h5", "/sites/a", "found another HDF5 file"),
-        ("secret.bin", "/sites/a", "expected a feature file (HDF5), found something else"),
-        ("not-there.h5", "/sites/a", "its shard not-there.h5 is missing"),
-        ("a\x1b[31m.h5", "/sites/a", "its shard a\\x1b[31m.h5 is missing"),
-    ],
-)
-def test_virtual_features_come_from_feature_files_beside_it(
-    path, secret, monkeypatch, source, dataset, message
-):
-    monkeypatch.chdir(secret)
-    virtual(path, source, dataset)
-    with pytest.raises(FeatlensError) as caught:
-        FeatureStore(path)
-    assert message in str(caught.value) and str(caught.value).isprintable()
-
-
-def test_virtual_features_that_leave_rows_out_or_lead_back_are_refused(path, tmp_path):
-    build(tmp_path / "other.h5")
-    virtual(path, "other.h5")
-    with FeatureStore(path) as store:
-        assert store.read("a", 0.5).tolist() == [[1.0] * 3] * N
-    virtual(path, "other.h5", rows=slice(0, N - 1))
-    assert "its parts do not make up its 6 rows" in refused(path)
-    virtual(path, "other.h5", shape=(2, N + 1, 3), first=1)
-    assert "in a way that featlens does not write" in refused(path)
-    build(tmp_path / "other.h5", sample=np.arange(N) + 1)
-    virtual(path, "other.h5")
-    assert "its shard other.h5 does not hold rows 0..6 of site 'a'" in refused(path)
-    build(tmp_path / "other.h5", manifest='{"model": "another"}')
-    assert "its shard other.h5 does not hold rows 0..6 of site 'a'" in refused(path)
-    build(tmp_path / "other.h5", sigma=[0.5, 3.0])
-    assert "its shard other.h5 does not hold rows 0..6 of site 'a'" in refused(path)
-    virtual(path, "a.h5")
-    assert "a.h5 is a part of a virtual file and virtual itself" in refused(path)
-    virtual(path, "other.h5")
-    virtual(tmp_path / "other.h5", "a.h5")
-    with pytest.raises(FeatlensError, match=r"other\.h5 is a part of a virtual file and virtual itself"):
-        FeatureStore(path)
-
-
-LIMITED = """
-import resource, sys, time
-import h5py, numpy
-from featlens.errors import FeatlensError
-from featlens.store import FeatureStore
-with FeatureStore(sys.argv[1]) as store:
-    store.read("a", 0.5)
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + (300 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-for path in sys.argv[2:]:
-    begun = time.perf_counter()
-    try:
-        with FeatureStore(path) as store:
-            store.verify()
-            for site in store.sites:
-                store.read(site, 0.5)
-        print("read")
-    except FeatlensError as error:
-        print(error)
-    assert time.perf_counter() - begun < 10, path
-"""
-
-
-def huge_rows(path):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        for name in ("sample", "label"):
-            del file[name]
-            file.create_dataset(name, (2**40,), "i8", chunks=(1024,), compression="gzip")
-        replace_site(file)
-        file["sites"].create_dataset("a", (2, 2**40, 3), "f4", chunks=(1, 256, 3), compression="gzip")
-
-
-def huge_contiguous_rows(path):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        del file["sample"]
-        file.create_dataset("sample", (2**40,), "i8")
-
-
-def huge_width(path):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        replace_site(file)
-        file["sites"].create_dataset("a", (2, N, 2**35), "f4", chunks=(1, 1, 2**20), compression="gzip")
-
-
-def huge_chunk(path):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        replace_site(file)
-        dataset = file["sites"].create_dataset(
-            "a", (2, N, 3), "f4", maxshape=(None, None, None), chunks=(1, 2**14, 2**15), compression="gzip"
-        )
-        dataset.id.write_direct_chunk((0, 0, 0), b"x" * 64)
-
-
-def half_written(path):
-    build(path)
-    with h5py.File(path, "r+") as file:
-        del file["sites/a"], file["sample"], file["label"]
-        rows = 2_000_000
-        file.create_dataset("sample", data=np.arange(rows), compression="gzip")
-        file["sites"].create_dataset("a", (2, rows, 300), "f4", chunks=(1, 256, 300))
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts memory as Linux does")
-def test_a_small_file_takes_little_memory_whatever_it_promises(tmp_path, python):
-    build(tmp_path / "a.h5")
-    made = [huge_rows, huge_contiguous_rows, huge_width, huge_chunk, half_written]
-    paths = [tmp_path / f"{make.__name__}.h5" for make in made]
-    for make, path in zip(made, paths, strict=True):
-        make(path)
-    result = python(LIMITED, tmp_path / "a.h5", *paths)
-    assert result.returncode == 0, result.stderr[-2000:]
-    lines = result.stdout.splitlines()
-    assert len(lines) == len(made)
-    for path, line in zip(paths, lines, strict=True):
-        assert str(path) in line and "promises" in line and "are stored" in line, line
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

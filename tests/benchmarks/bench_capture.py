@@ -1,6 +1,6 @@
 """What capturing, reducing and storing 20 sites of a CIFAR-size U-Net costs beside the bare forward pass.
 
-    python -m tests.benchmarks.bench_capture [--device cuda] [--images 32] [--batch 16] [--rounds 5]
+    python -m tests.benchmarks.bench_capture [--device cuda] [--images 8] [--batch 8] [--rounds 3]
 
 Bare: the network on inputs that lie ready, nothing else. Ours: ``featlens.extract``, noise drawing,
 reduction, copies and writing included, from the end of the first noise level (what comes before happens once
@@ -85,9 +85,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reduce", nargs="+", default=["gap", "grid(2)", "project(256)"])
     args = parser.parse_args()
     torch.manual_seed(0)
