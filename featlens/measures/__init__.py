@@ -5,5 +5,6 @@ device they are on. torch is never imported here.
 """
 
 from featlens.measures.cka import cka, cka_grid, hsic_debiased
+from featlens.measures.declare import MEASURES, Bound, Measure, resolve
 
-__all__ = ["cka", "cka_grid", "hsic_debiased"]
+__all__ = ["MEASURES", "Bound", "Measure", "cka", "cka_grid", "hsic_debiased", "resolve"]

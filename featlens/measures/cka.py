@@ -11,17 +11,20 @@ because with a zeroed diagonal the row sums of K are -k. The debiased CKA is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import UsageError, choices_hint
+from featlens.measures.arrays import Array, centred, checked, namespace, rescaled, same_rows
+from featlens.measures.declare import Method, declare, evaluate
 
 __all__ = ["Grid", "cka", "cka_grid", "hsic_debiased"]
 
-Array = Any
 Estimator = Literal["debiased", "biased"]
 ESTIMATORS = ("debiased", "biased")
 KERNELS = ("linear",)
@@ -29,46 +32,8 @@ ROUNDING = 1e-12
 """A self-similarity below this fraction of its uncorrected value is rounding error, not a signal."""
 
 
-def _namespace(*arrays: Array) -> Any:
-    from array_api_compat import array_namespace
-
-    try:
-        return array_namespace(*arrays)
-    except TypeError:
-        kinds = " and ".join(dict.fromkeys(type(array).__name__ for array in arrays))
-        raise UsageError(
-            f"cka: expected numpy arrays or torch tensors, all of one kind, got {kinds}; convert them first"
-        ) from None
-
-
-def _centred(x: Array, name: str, least: int) -> Array:
-    """Features minus their mean, in float64 so that a mean far above the spread costs no digits."""
-    xp = _namespace(x)
-    if x.ndim != 2 or x.shape[1] == 0:
-        raise UsageError(
-            f"cka: {name} must be (n, d) with d > 0, got shape {tuple(x.shape)}; reduce or flatten the rest"
-        )
-    if x.shape[0] < least:
-        raise UsageError(f"cka: {name} has {x.shape[0]} rows; at least {least} samples are needed")
-    x = xp.astype(x.detach() if hasattr(x, "detach") else x, xp.float64, copy=True)
-    bad = xp.astype(~xp.all(xp.isfinite(x), axis=1), xp.int32)
-    if count := int(xp.sum(bad)):
-        row = int(xp.argmax(bad))
-        raise UsageError(f"cka: row {row} of {name} holds NaN or infinity ({count} such rows)")
-    # The mean of n equal numbers may differ from them by rounding; differences of equal numbers are zero.
-    x = x - x[:1, :]
-    return x - xp.mean(x, axis=0, keepdims=True)
-
-
-def _rescaled(x: Array) -> Array:
-    """Largest entry 1: CKA does not depend on scale, and extreme features must not under- or overflow."""
-    xp = _namespace(x)
-    largest = float(xp.max(xp.abs(x)))
-    return x / largest if largest > 0 else x
-
-
 def _pair_hsic(x: Array, y: Array, estimator: Estimator) -> float:
-    xp = _namespace(x)
+    xp = namespace(x)
     n, width_x, width_y = x.shape[0], x.shape[1], y.shape[1]
     if n * (width_x + width_y) < width_x * width_y:
         cross = float(xp.sum(xp.matmul(x, x.T) * xp.matmul(y, y.T)))
@@ -92,18 +57,44 @@ def hsic_debiased(x: Array, y: Array) -> float:
 
     ``x`` (n, d1), ``y`` (n, d2), n >= 4. Unlike in :func:`cka` the scale of the features matters.
     """
-    _namespace(x, y)
-    a, b = _centred(x, "x", 4), _centred(y, "y", 4)
-    _same_rows(a, b)
+    namespace(x, y, measure="hsic_debiased")
+    a, b = (centred(checked(side, name, 4, "hsic_debiased")) for side, name in ((x, "x"), (y, "y")))
+    same_rows(a, b, "hsic_debiased")
     return _pair_hsic(a, b, "debiased")
 
 
-def _same_rows(x: Array, y: Array) -> None:
-    if x.shape[0] != y.shape[0]:
-        raise UsageError(
-            f"cka: x has {x.shape[0]} rows and y {y.shape[0]}; row i of both must be the features of "
-            "the same sample"
-        )
+@dataclass(frozen=True)
+class LinearCKA:
+    """CKA with the linear kernel, through whichever of features and Gram matrices is cheaper."""
+
+    estimator: Estimator = "debiased"
+
+    @property
+    def least(self) -> int:
+        """Smallest number of samples."""
+        return 4 if self.estimator == "debiased" else 2
+
+    def prepare(self, x: Array) -> tuple[Array, float]:
+        """Centred features and their self-similarity."""
+        x = rescaled(centred(x))
+        return x, _pair_hsic(x, x, self.estimator)
+
+    def combine(self, a: tuple[Array, float], b: tuple[Array, float]) -> float:
+        """Ratio of HSIC to both self-similarities."""
+        return float(_ratio(_pair_hsic(a[0], b[0], self.estimator), a[1], b[1]))
+
+    def permute(self, state: tuple[Array, float], order: NDArray[np.int64]) -> tuple[Array, float]:
+        """Rows reordered."""
+        xp = namespace(state[0])
+        return xp.take(state[0], xp.asarray(order), axis=0), state[1]
+
+
+def _method(estimator: str = "debiased", kernel: str = "linear") -> Method:
+    if estimator not in ESTIMATORS:
+        raise UsageError(f"cka: unknown estimator {estimator!r}: {choices_hint(estimator, ESTIMATORS)}")
+    if kernel not in KERNELS:
+        raise UsageError(f"cka: unknown kernel {kernel!r}: {choices_hint(kernel, KERNELS)}")
+    return LinearCKA("biased" if estimator == "biased" else "debiased")
 
 
 def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "linear") -> float:
@@ -136,17 +127,24 @@ def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "li
     >>> round(cka(x, 3 * x[:, ::-1] + 1), 6)
     1.0
     """
-    if estimator not in ESTIMATORS:
-        raise UsageError(f"cka: unknown estimator {estimator!r}: {choices_hint(estimator, ESTIMATORS)}")
-    if kernel not in KERNELS:
-        raise UsageError(f"cka: unknown kernel {kernel!r}: {choices_hint(kernel, KERNELS)}")
-    least = 4 if estimator == "debiased" else 2
-    _namespace(x, y)
-    a, b = (_rescaled(_centred(side, name, least)) for side, name in ((x, "x"), (y, "y")))
-    _same_rows(a, b)
-    return float(
-        _ratio(_pair_hsic(a, b, estimator), _pair_hsic(a, a, estimator), _pair_hsic(b, b, estimator))
-    )
+    return evaluate(CKA, x, y, estimator=estimator, kernel=kernel)
+
+
+CKA = declare(
+    cka,
+    _method,
+    invariances=("shift", "scale", "permutation", "orthogonal"),
+    title="debiased linear CKA",
+    family="cka",
+    direction="similarity",
+    low=-math.inf,
+    high=1.0,
+    symmetric=True,
+    least=4,
+    cost="n d1 d2 + n d1^2 + n d2^2, or n^2 (d1 + d2)",
+    reference="arXiv 1905.00414, equation 1; arXiv 2010.15327, equation 3",
+    blind="directions of small variance: each direction counts with its variance squared",
+)
 
 
 def _ratio(cross: Any, self_x: Any, self_y: Any) -> Any:
@@ -196,10 +194,14 @@ def cka_grid(
             f"cka_grid: expected features on both sides, got {len(a)} sites of A and {len(b)} of B"
         )
     called = (range(len(a)), range(len(b))) if names is None else names
-    left = [_rescaled(_centred(x, f"site {i!r} of A", 4)) for i, x in zip(called[0], a, strict=True)]
-    right = [_rescaled(_centred(y, f"site {i!r} of B", 4)) for i, y in zip(called[1], b, strict=True)]
+    left = [
+        rescaled(centred(checked(x, f"site {i!r} of A", 4, "cka"))) for i, x in zip(called[0], a, strict=True)
+    ]
+    right = [
+        rescaled(centred(checked(y, f"site {i!r} of B", 4, "cka"))) for i, y in zip(called[1], b, strict=True)
+    ]
     for x in (*left, *right):
-        _same_rows(left[0], x)
+        same_rows(left[0], x, "cka_grid")
     n = len(left[0])
     rng = np.random.default_rng(seed)
     orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(permutations))])
