@@ -229,8 +229,19 @@ def test_mixed_kinds_of_arrays_are_refused(rng):
 def test_unknown_estimator_and_kernel_name_the_nearest():
     with pytest.raises(UsageError, match="unknown estimator 'debiasd': did you mean 'debiased' or 'biased'"):
         cka(np.eye(9), np.eye(9), estimator="debiasd")
-    with pytest.raises(UsageError, match="unknown kernel 'rbf': choose from linear"):
-        cka(np.eye(9), np.eye(9), kernel="rbf")
+    with pytest.raises(UsageError, match="unknown kernel 'linaer': did you mean 'linear'"):
+        cka(np.eye(9), np.eye(9), kernel="linaer")
+
+
+@pytest.mark.parametrize("bandwidth", [0, -1.0, np.inf, np.nan, "1", True, None])
+def test_a_bandwidth_is_a_number_above_zero(bandwidth):
+    with pytest.raises(UsageError, match="bandwidth must be a finite number above 0, got"):
+        cka(np.eye(9), np.eye(9), kernel="rbf", bandwidth=bandwidth)
+
+
+def test_the_linear_kernel_has_no_bandwidth():
+    with pytest.raises(UsageError, match="the linear kernel has no bandwidth, got 2; leave it out"):
+        cka(np.eye(9), np.eye(9), bandwidth=2)
 
 
 # The grid: n >> d takes the route over features, d >> n the one over Gram matrices.

@@ -1,119 +1,335 @@
-"""Compare two feature files: debiased linear CKA of all sites of A with all sites of B, at every noise level.
+"""Compare the features of two or more models: every site of A with every site of B, at every noise level.
 
-Each cell comes with the null level and p-value of a permutation of the samples. Without -o the best match of
-each site of A is printed. Files of other samples or other noise are refused.
+Each of A, B, C ... is a feature file, or anything featlens extract takes as a model; NAME=PATH gives it a
+name. Models are extracted first, on the samples, noise and noise levels of the first feature file where there
+is one, and their features are kept in a cache. Every value comes with a confidence interval and its null
+level under permutations of the samples. Without -o the best match of each site of A is printed. Files of
+other samples or other noise are refused.
 
   featlens compare teacher.h5 student.h5
-  featlens compare teacher.h5 student.h5 -o report.html
+  featlens compare teacher.h5 runs/digits/student-teacher-random-reverse_kl-s0 -o report.html
+  featlens compare a.h5 b.h5 c.h5 --reference a --measure 'cka,rsa(distance=cosine)' -o table.csv
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featlens.cli.parser import add_json, number_list
+from featlens.cli.features import add_extraction, cache_folder, extracted, given_extraction
+from featlens.cli.parser import add_json, number_list, selection_list, size
 
 if TYPE_CHECKING:
+    from featlens.cli.sources import Source
     from featlens.comparison import Comparison
 
 __all__ = ["add_arguments", "run"]
 
+SUFFIXES = (".html", ".nc", ".csv")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("a", metavar="A.h5", help="feature file")
-    parser.add_argument("b", metavar="B.h5", help="feature file of the same samples")
+    parser.add_argument("a", metavar="A", help="feature file or model, as PATH or NAME=PATH")
+    parser.add_argument("b", metavar="B", help="feature file or model of the same samples")
+    parser.add_argument("more", metavar="C", nargs="*", help="further ones; all pairs are compared")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", help="write a page (.html), netCDF (.nc) or a table (.csv)"
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="write a page (.html), netCDF (.nc) or a table of all cells (.csv)",
     )
-    parser.add_argument("--measure", default="cka", help="cka (debiased, linear kernel)")
-    parser.add_argument("--sites", type=number_list(str), help="glob patterns of sites, by commas")
-    parser.add_argument(
-        "--sigmas", type=number_list(float), help="noise levels (default: all that both have)"
+    _add_what(parser)
+    _add_statistics(parser)
+    how = parser.add_argument_group("how it runs")
+    how.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1, ...; for models and for the comparison"
     )
-    parser.add_argument(
-        "--permutations", type=int, default=200, help="permutations for null level and p-value"
+    how.add_argument("--memory", type=size, default=512e6, help="working memory, such as 2GB (default 512MB)")
+    how.add_argument(
+        "--plan",
+        default="auto",
+        choices=("auto", "features", "tiles"),
+        help="way to compute: auto takes the cheaper one",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the permutations")
-    parser.add_argument("--dry-run", action="store_true", help="print the request and leave")
+    how.add_argument(
+        "--explain", action="store_true", help="print which plan is taken, why, and its cost, and leave"
+    )
+    how.add_argument("--dry-run", action="store_true", help="print the resolved request and leave")
     add_json(parser)
+    page = parser.add_argument_group("page (-o FILE.html)")
+    page.add_argument(
+        "--embedding",
+        choices=("umap", "pca", "none"),
+        help="picture of the samples of both models at one site (default: that of Comparison.report)",
+    )
+    page.add_argument(
+        "--embed-site", metavar="SITE", help="site of that picture (default: the last common one)"
+    )
+    page.add_argument("--embed-sigma", metavar="SIGMA", type=float, help="noise level of that picture")
+    add_extraction(parser)
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--measure",
+        type=selection_list,
+        action="append",
+        help="by commas or repeated, with options in parentheses as in 'rsa(distance=cosine)' (default: cka, "
+        "debiased with the linear kernel)",
+    )
+    group.add_argument(
+        "--sites",
+        type=selection_list,
+        help="by commas: globs of sites (default: all of a file; of a model the selection in the manifest of "
+        "the first file, else '*.*')",
+    )
+    group.add_argument(
+        "--sigmas", type=number_list(float), help="noise levels, by commas (default: all that are common)"
+    )
+    group.add_argument(
+        "--cross-sigmas",
+        action="store_true",
+        help="every sigma of A with every sigma of B, not equal ones only",
+    )
+    group.add_argument(
+        "--reference", metavar="NAME", help="compare this model with each of the others, not all pairs"
+    )
+    group.add_argument(
+        "--rows", type=int, metavar="N", help="compare a random subset of N of the samples (default: all)"
+    )
+    group.add_argument(
+        "--allow-other-samples",
+        action="store_true",
+        help="compare although samples or noise differ, where you know that rows correspond",
+    )
+
+
+def _add_statistics(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("statistics")
+    group.add_argument(
+        "--permutations",
+        type=int,
+        help="permutations for null level and p-values, 0 for none (default: 1000 for kernel measures, 200 "
+        "for others)",
+    )
+    group.add_argument(
+        "--resamples",
+        type=int,
+        help="resamples for the intervals of measures without a closed form (default 100)",
+    )
+    group.add_argument("--no-intervals", action="store_true", help="leave the confidence intervals out")
+    group.add_argument("--level", type=float, default=0.95, help="confidence of the intervals")
+    group.add_argument(
+        "--draw",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="feature file of model NAME on another noise draw, for the noise ceiling; may be repeated",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="seed of permutations, resamples and the subset of --rows"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print, or write a file."""
-    import json
-
-    from featlens.cli.progress import progress_bar
-    from featlens.comparison import compare
+    from featlens.cli.sources import named_sources
     from featlens.errors import UsageError
-    from featlens.files import make_folder
 
     suffix = Path(args.out).suffix if args.out else ""
-    if args.out and suffix not in (".html", ".nc", ".csv"):
+    if args.out and suffix not in SUFFIXES:
         raise UsageError(f"-o {args.out}: expected a name that ends in .html, .nc or .csv")
-    if args.dry_run:
-        request = {key: value for key, value in vars(args).items() if key not in ("json", "debug", "dry_run")}
-        print(json.dumps(request, indent=2))  # noqa: T201
-        return 0
-    names = _names(args.a, args.b)
-    with progress_bar("compare", "sigmas") as update:
-        result = compare(
-            dict(zip(names, (args.a, args.b), strict=True)),
-            args.measure,
-            args.sites,
-            args.sigmas,
-            args.permutations,
-            args.seed,
-            progress=update,
-        )
+    sources = named_sources([args.a, args.b, *args.more])
+    settings = _settings(args, [source.name for source in sources])
+    _require_sense(args, sources, suffix)
     if args.out:
-        make_folder(Path(args.out).parent)
-        if suffix == ".html":
-            result.report(args.out)
-        else:
-            result.save(args.out)
+        _require_writable(Path(args.out))
+    if args.dry_run:
+        return _dry_run(args, sources, settings)
+    files = extracted(
+        sources, given_extraction(args), args.sites, args.sigmas, args.device, args.allow_other_samples
+    )
+    # What a model was extracted at is chosen already, and in a richer grammar.
+    settings["sites"] = args.sites and {source.name: args.sites for source in sources if source.is_file}
+    if args.explain:
+        return _explain(args, files, settings)
+    result = _compared(files, settings)
+    if args.out:
+        _write(args, result, files)
     if args.json:
         print(result.to_json())  # noqa: T201
+    elif not args.out:
+        from featlens.cli.matches import best_matches, terminal_width
+
+        _print(best_matches(result, terminal_width()))
     else:
-        print(args.out if args.out else best_matches(result))  # noqa: T201
+        _warn(result)
+        print(args.out)  # noqa: T201
     return 0
 
 
-def _names(a: str, b: str) -> tuple[str, str]:
-    short = Path(a).stem, Path(b).stem
-    if short[0] != short[1]:
-        return short
-    return (a, b) if a != b else (f"{short[0]} (A)", f"{short[1]} (B)")
+def _settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Arguments of :func:`featlens.compare` but the models; all that can be wrong without them is refused."""
+    from featlens.comparison.request import resolve_measures, resolve_pairs
+
+    resolve_pairs(names, args.reference)
+    measures = [name for names in args.measure or [["cka"]] for name in names]
+    return {
+        "measure": [bound.name for bound in resolve_measures(measures)],
+        "sites": args.sites,
+        "sigmas": args.sigmas,
+        "cross_sigmas": args.cross_sigmas,
+        "reference": args.reference,
+        "permutations": args.permutations,
+        "resamples": args.resamples,
+        "intervals": not args.no_intervals,
+        "level": args.level,
+        "draws": _draws(args.draw, names),
+        "n": args.rows,
+        "seed": args.seed,
+        "device": args.device,
+        "memory": args.memory,
+        "plan": args.plan,
+        "allow_other_samples": args.allow_other_samples,
+    }
 
 
-def best_matches(result: Comparison) -> str:
-    """Table: for each sigma and site of A the most similar site of B; stars mark cells above their null."""
-    import numpy as np
+def _draws(words: Sequence[str], names: Sequence[str]) -> dict[str, str] | None:
+    from featlens.cli.sources import is_feature_file
+    from featlens.errors import UsageError, choices_hint
 
-    data = result.data
-    sites_a, sites_b = data["site_a"].values.tolist(), data["site_b"].values.tolist()
-    width = max(len(site) for site in (*sites_a, *sites_b, "site of B"))
-    a, b = result.names
-    lines = [f"A {a}   B {b}   {result.measure}, debiased   n {result.n}"]
-    lines += [f"warning: {text}" for text in result.warnings]
-    lines.append(
-        f"{'sigma':>7}  {'site of A':<{width}}  {'best site of B':<{width}}  {'value':>7}  "
-        f"{'null 95%':>8}  p (family)"
-    )
-    for i, sigma in enumerate(data["sigma"].values.tolist()):
-        for j, site in enumerate(sites_a):
-            row = data["value"].values[i, j]
-            if np.isnan(row).all():
-                lines.append(f"{sigma:>7g}  {site:<{width}}  {'undefined (constant features)':<{width}}")
-                continue
-            k = int(np.nanargmax(row))
-            high, p = data["null_high"].values[i, j, k], data["p_family"].values[i, j, k]
-            star = "" if np.isnan(p) else f"  {p:.3f}{' *' if p <= 0.05 else ''}"
-            null = "" if np.isnan(high) else f"{high:8.3f}"
-            lines.append(
-                f"{sigma:>7g}  {site:<{width}}  {sites_b[k]:<{width}}  {row[k]:>7.3f}  {null:>8}{star}"
+    draws: dict[str, str] = {}
+    for word in words:
+        name, found, path = word.partition("=")
+        if not found or not path:
+            raise UsageError(f"--draw {word}: expected NAME=FILE, such as {names[0]}=other-noise.h5")
+        if name not in names:
+            raise UsageError(f"--draw {word}: no model is called {name!r}: {choices_hint(name, names)}")
+        if name in draws:
+            raise UsageError(f"--draw {word}: {name!r} has a draw already, {draws[name]}; give one a model")
+        if not is_feature_file(path):
+            raise UsageError(
+                f"--draw {word}: expected a feature file; make one with featlens extract and another --seed"
             )
-    lines.append("* above the largest permuted value of its sigma's grid in at least 95 % of permutations")
-    return "\n".join(lines)
+        draws[name] = path
+    return draws or None
+
+
+def _require_sense(args: argparse.Namespace, sources: Sequence[Source], suffix: str) -> None:
+    """Refuse numbers and combinations that make no sense, before any model runs."""
+    from featlens.errors import UsageError
+
+    for option, value, least in (
+        ("permutations", args.permutations, 0),
+        ("resamples", args.resamples, 0),
+        ("rows", args.rows, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"--{option} must be {least} or more, got {value}")
+    if not 0 < args.level < 1:
+        raise UsageError(f"--level must be between 0 and 1, such as 0.95, got {args.level:g}")
+    page = [name for name in ("embedding", "embed_site", "embed_sigma") if getattr(args, name) is not None]
+    if page and suffix != ".html":
+        raise UsageError(f"--{page[0].replace('_', '-')} is for the page; write one with -o NAME.html")
+    models = given_extraction(args)
+    if models and all(source.is_file for source in sources):
+        option = next(iter(models))
+        hint = "; --rows compares a part of the samples" if option == "n" else ""
+        raise UsageError(
+            f"--{option.replace('_', '-')} is for models that are extracted, and {sources[0].location}, "
+            f"{sources[1].location} are feature files; leave it out{hint}"
+        )
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse an output that cannot be written before the work instead of after it."""
+    import errno
+    import tempfile
+
+    from featlens.files import explain_os_error
+
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise explain_os_error(error, out) from error
+
+
+def _dry_run(args: argparse.Namespace, sources: Sequence[Source], settings: dict[str, Any]) -> int:
+    import json
+
+    from featlens.comparison.request import resolve_pairs
+
+    models = [source for source in sources if not source.is_file]
+    options = given_extraction(args)
+    if models:
+        options["cache"] = str(cache_folder(options.get("cache")))
+    found = {
+        "models": {source.name: source.location for source in sources},
+        "extracted_first": [source.name for source in models],
+        "pairs": resolve_pairs([source.name for source in sources], args.reference),
+        **settings,
+        "extraction": options,
+        "out": args.out,
+    }
+    print(json.dumps(found, indent=2))  # noqa: T201
+    return 0
+
+
+def _explain(args: argparse.Namespace, files: dict[str, Path], settings: dict[str, Any]) -> int:
+    import json
+
+    from featlens.comparison import plan_comparison
+
+    plan = plan_comparison(files, **settings)
+    _print(json.dumps(plan.to_dict(), indent=2) if args.json else plan.explain())
+    return 0
+
+
+def _compared(files: dict[str, Path], settings: dict[str, Any]) -> Comparison:
+    from featlens.cli.progress import progress_bar
+    from featlens.comparison import compare
+
+    with progress_bar("compare", "steps") as update:
+        return compare(files, **settings, progress=update)
+
+
+def _write(args: argparse.Namespace, result: Comparison, files: dict[str, Path]) -> None:
+    from featlens.cli.progress import progress_bar
+    from featlens.files import make_folder
+
+    make_folder(Path(args.out).parent)
+    if Path(args.out).suffix != ".html":
+        result.save(args.out)
+        return
+    wanted = {name: getattr(args, name) for name in ("embedding", "embed_site", "embed_sigma")}
+    options = {name: value for name, value in wanted.items() if value is not None}
+    with progress_bar("report", "steps") as update:
+        result.report(args.out, models=files, progress=update, **options)
+
+
+def _warn(result: Comparison) -> None:
+    import sys
+
+    from featlens.store.open import shown
+
+    told = [*result.warnings, *(remark for panel in result.panels for remark in panel.remarks)]
+    for text in dict.fromkeys(told):
+        print(f"featlens compare: warning: {shown(text, 1000)}", file=sys.stderr)  # noqa: T201
+
+
+def _print(text: str) -> None:
+    """Print what may hold letters that the terminal has not."""
+    import sys
+
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))  # noqa: T201

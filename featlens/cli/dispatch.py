@@ -33,6 +33,7 @@ SUMMARIES = {
     "merge": "make one feature file of the shards of several processes",
     "inspect": "show what a feature file or a model holds",
     "compare": "compare two feature files site by site",
+    "geometry": "rank, dimension and dead units of a feature file",
     "probe": "linear probes over site x sigma of a feature file",
     "report": "write the report of a study again",
 }

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, model, samples, {**options, "device": device})
     make_folder(Path(args.out).parent)
-    with _one_line_warnings("extract"), _bar(f"extract {args.model}") as update:
+    with one_line_warnings("extract"), _bar(f"extract {args.model}") as update:
         store = extract(
             model,
             samples,
@@ -214,7 +214,7 @@ def _dry_run(args: argparse.Namespace, model: Denoiser, samples: SampleSet, opti
 
 
 @contextlib.contextmanager
-def _one_line_warnings(command: str) -> Iterator[None]:
+def one_line_warnings(command: str) -> Iterator[None]:
     """Warnings of the work as one line each on stderr."""
     from featlens.errors import FeatlensWarning
 

@@ -1,4 +1,4 @@
-"""Centred kernel alignment with the linear kernel, debiased and biased, and its permutation null on a grid.
+"""Centred kernel alignment, debiased and biased, and its permutation null on a grid.
 
 With centred features X (n, d1) and Y (n, d2), k_i = |x_i|^2 and l_i = |y_i|^2, the unbiased estimator of HSIC
 of Song et al. (2012, equation 5) for linear kernels is, exactly,
@@ -6,7 +6,8 @@ of Song et al. (2012, equation 5) for linear kernels is, exactly,
     n (n - 3) HSIC = |X'Y|_F^2 - n / (n - 2) sum_i k_i l_i + (sum_i k_i) (sum_i l_i) / ((n - 1)(n - 2)),
 
 because with a zeroed diagonal the row sums of K are -k. The debiased CKA is the ratio of such estimators
-(arXiv 2010.15327, equation 3). It may be negative, and it is never clamped.
+(arXiv 2010.15327, equation 3). It may be negative, and it is never clamped. For any other kernel it is the
+cosine between U-centred kernel matrices, which for the linear kernel is the same number.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.errors import UsageError, choices_hint
-from featlens.measures.arrays import Array, centred, checked, namespace, rescaled, same_rows
-from featlens.measures.declare import Method, declare, evaluate
+from featlens.errors import UsageError
+from featlens.measures.arrays import Array, centred, checked, namespace, norm, rescaled, same_rows
+from featlens.measures.choices import one_of, positive
+from featlens.measures.declare import Alignment, Method, declare, evaluate
+from featlens.measures.kernels import doubly_centred, rbf, u_centred
 
-__all__ = ["Grid", "cka", "cka_grid", "hsic_debiased"]
+__all__ = ["Grid", "KernelCKA", "LinearCKA", "cka", "cka_from_kernels", "cka_grid", "hsic_debiased"]
 
 Estimator = Literal["debiased", "biased"]
 ESTIMATORS = ("debiased", "biased")
-KERNELS = ("linear",)
+KERNELS = ("linear", "rbf")
 ROUNDING = 1e-12
 """A self-similarity below this fraction of its uncorrected value is rounding error, not a signal."""
+ASYMMETRY = 1e-5
+"""Largest difference of k_ij and k_ji as a fraction of the largest entry; float32 leaves so much."""
 
 
 def _pair_hsic(x: Array, y: Array, estimator: Estimator) -> float:
@@ -68,6 +73,8 @@ class LinearCKA:
     """CKA with the linear kernel, through whichever of features and Gram matrices is cheaper."""
 
     estimator: Estimator = "debiased"
+    kernel: str = "linear"
+    bandwidth: float = 1.0
 
     @property
     def least(self) -> int:
@@ -89,19 +96,58 @@ class LinearCKA:
         return xp.take(state[0], xp.asarray(order), axis=0), state[1]
 
 
-def _method(estimator: str = "debiased", kernel: str = "linear") -> Method:
-    if estimator not in ESTIMATORS:
-        raise UsageError(f"cka: unknown estimator {estimator!r}: {choices_hint(estimator, ESTIMATORS)}")
-    if kernel not in KERNELS:
-        raise UsageError(f"cka: unknown kernel {kernel!r}: {choices_hint(kernel, KERNELS)}")
-    return LinearCKA("biased" if estimator == "biased" else "debiased")
+@dataclass(frozen=True)
+class KernelCKA(Alignment):
+    """CKA as the cosine between centred kernel matrices."""
+
+    estimator: Estimator = "debiased"
+    kernel: str = "rbf"
+    bandwidth: float = 1.0
+
+    @property
+    def least(self) -> int:
+        """Smallest number of samples."""
+        return 4 if self.estimator == "debiased" else 2
+
+    def matrix(self, x: Array) -> Array:
+        """U-centred kernel matrix, or the doubly centred one if biased."""
+        if self.kernel == "linear":
+            x = rescaled(centred(x))
+            return self.centre(namespace(x).matmul(x, x.T))
+        return self.centre(rbf(x, self.bandwidth))
+
+    def centre(self, kernel: Array) -> Array:
+        """A kernel matrix (n, n) as the estimator wants it."""
+        return (u_centred if self.estimator == "debiased" else doubly_centred)(kernel)
 
 
-def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "linear") -> float:
-    """Linear CKA of two feature sets of the same samples.
+def _estimator(name: Any, measure: str = "cka") -> Estimator:
+    return "biased" if one_of(name, ESTIMATORS, measure, "estimator") == "biased" else "debiased"
 
-    Direction: similarity. Range: at most 1; the debiased estimator may be negative, the biased one is not.
-    Invariant to shifts, orthogonal maps and isotropic scaling of either side.
+
+def _method(estimator: Any = "debiased", kernel: Any = "linear", bandwidth: Any = 1.0) -> Method:
+    told = _estimator(estimator)
+    width = positive(bandwidth, "cka", "bandwidth")
+    if one_of(kernel, KERNELS, "cka", "kernel") == "rbf":
+        return KernelCKA(told, "rbf", width)
+    if width != 1:
+        raise UsageError(
+            f"cka: the linear kernel has no bandwidth, got {bandwidth!r}; leave it out or use kernel='rbf'"
+        )
+    return LinearCKA(told)
+
+
+def cka(
+    x: Array,
+    y: Array,
+    estimator: Estimator = "debiased",
+    kernel: Literal["linear", "rbf"] = "linear",
+    bandwidth: float = 1.0,
+) -> float:
+    """CKA of two feature sets of the same samples.
+
+    Direction: similarity. Range: -1 to 1 debiased, never clamped; 0 to 1 biased. Invariant to shifts,
+    orthogonal maps and isotropic scaling of either side, with either kernel.
 
     Parameters
     ----------
@@ -110,12 +156,16 @@ def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "li
     estimator
         ``"debiased"``, or ``"biased"``, which tends to 1 for d >> n whatever the features.
     kernel
-        ``"linear"``.
+        ``"linear"``, or ``"rbf"``: exp(-d^2 / (2 s^2)).
+    bandwidth
+        For ``"rbf"``: s as a multiple of the median of the non-zero distances of that side. A large one gives
+        the value of the linear kernel.
 
     Returns
     -------
     float
-        NaN if either side has no self-similarity: constant features, or samples all equally far apart.
+        NaN if either side has no self-similarity: constant features, or, debiased, samples all equally far
+        apart.
 
     References
     ----------
@@ -127,7 +177,59 @@ def cka(x: Array, y: Array, estimator: Estimator = "debiased", kernel: str = "li
     >>> round(cka(x, 3 * x[:, ::-1] + 1), 6)
     1.0
     """
-    return evaluate(CKA, x, y, estimator=estimator, kernel=kernel)
+    return evaluate(CKA, x, y, estimator=estimator, kernel=kernel, bandwidth=bandwidth)
+
+
+def cka_from_kernels(k: Array, l: Array, estimator: Estimator = "debiased") -> float:  # noqa: E741
+    """CKA of two kernel matrices of the same samples, whatever the kernels.
+
+    Parameters
+    ----------
+    k, l
+        (n, n) each, symmetric and finite; centred or not. n >= 4 (2 if biased). Debiased, the diagonals are
+        not looked at.
+    estimator
+        ``"debiased"`` or ``"biased"``.
+
+    Returns
+    -------
+    float
+        NaN if either kernel is constant off the diagonal (debiased), or constant (biased).
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 8))
+    >>> bool(np.isclose(cka_from_kernels(x @ x.T, (x @ x.T) ** 2), cka_from_kernels((x @ x.T) ** 2, x @ x.T)))
+    True
+    """
+    namespace(k, l, measure="cka_from_kernels")
+    method = KernelCKA(_estimator(estimator, "cka_from_kernels"), "given")
+    a, b = (_checked_kernel(side, name, method.least) for side, name in ((k, "k"), (l, "l")))
+    same_rows(a, b, "cka_from_kernels")
+    states = []
+    for side in (a, b):
+        centre = method.centre(side)
+        length = norm(centre)
+        states.append(centre / (length if length > 0 else math.nan))
+    return method.combine(*states)
+
+
+def _checked_kernel(k: Array, name: str, least: int) -> Array:
+    matrix = checked(k, name, least, "cka_from_kernels")
+    if matrix.shape[0] != matrix.shape[1]:
+        raise UsageError(
+            f"cka_from_kernels: {name} must be a kernel matrix (n, n), got shape {tuple(matrix.shape)}; "
+            "for features use cka"
+        )
+    xp = namespace(matrix)
+    matrix = rescaled(matrix)
+    apart = float(xp.max(xp.abs(matrix - matrix.T)))
+    if apart > ASYMMETRY:
+        raise UsageError(
+            f"cka_from_kernels: {name} is not symmetric, by {apart:.2g} of its largest entry; "
+            "symmetrise it, (k + k.T) / 2, if that is what is meant"
+        )
+    return matrix
 
 
 CKA = declare(
@@ -137,7 +239,7 @@ CKA = declare(
     title="debiased linear CKA",
     family="cka",
     direction="similarity",
-    low=-math.inf,
+    low=-1.0,
     high=1.0,
     symmetric=True,
     least=4,

@@ -36,6 +36,11 @@ class Page:
     def __init__(self, title: str, lead: str) -> None:
         self.title, self.lead = title, lead
         self._sections: list[tuple[str, str, list[Markup]]] = []
+        self._used: list[str] = []
+
+    def use(self, *names: str) -> None:
+        """Put scripts (``.js``) and styles (``.css``) of the templates into the head, each once, in order."""
+        self._used += [name for name in names if name not in self._used]
 
     def section(self, title: str, *parts: Markup) -> None:
         """Append a section."""
@@ -51,11 +56,19 @@ class Page:
 
         loader = PackageLoader("featlens.report", "templates")
         environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+
+        def sources(ending: str) -> list[Markup]:
+            names = [name for name in self._used if name.endswith(ending)]
+            # Our own files: nothing in them comes from data.
+            return [Markup(loader.get_source(environment, name)[0]) for name in names]
+
         return environment.get_template("page.html.j2").render(
             title=self.title,
             lead=self.lead,
             sections=self._sections,
             plotly=Markup(get_plotlyjs()),
+            scripts=sources(".js"),
+            styles=sources(".css"),
             version=__version__,
         )
 

@@ -1,0 +1,226 @@
+"""Null levels: the same values under permutations of the samples, thousands at the price of a few.
+
+For matrices K and L of two sites, what a permutation pi changes is sum_ij K_ij L_pi(i)pi(j) (and, where the formula
+has one, a sum over single samples). For the n - 1 cyclic shifts pi(i) = i + s of an order of the samples this is a
+circular correlation along every diagonal, so Fourier transforms along the diagonals give all shifts at once:
+
+    sum_d irfft( sum_d conj(F K_{i, i+d}) F L_{i, i+d} ).
+
+The order is random, and as many orders are drawn as the wanted number of permutations needs. The shifts of one order
+form a group, so the test is exact: under exchangeability each shift, the identity among them, is equally likely to
+give the largest value (e.g. Hemerik and Goeman 2018, arXiv 1411.7565, theorem 1). All sites share the permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featlens.comparison.device import open_device
+from featlens.comparison.forms import Form, ratio, similarity
+from featlens.comparison.jackknife import Sums, finish
+from featlens.comparison.request import Handle
+from featlens.comparison.rows import Rows
+from featlens.comparison.tiles import Moments, Pair, kernel_tile
+
+__all__ = ["orders_for", "shifted_products", "shifts_of_forms", "shifts_of_matrices"]
+
+Floats = NDArray[np.float64]
+# Fills (t, D) with entries i0..i1 of diagonals first..last: matrix index, i0, i1, first, last, out.
+Diagonals = Callable[[int, int, int, int, int, NDArray[Any]], None]
+
+
+def orders_for(n: int, permutations: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Random orders of n samples whose cyclic shifts are at least so many permutations."""
+    if n < 2 or permutations < 1:
+        return []
+    return [rng.permutation(n) for _ in range(-(-permutations // (n - 1)))]
+
+
+def shifted_products(
+    diagonals: Diagonals,
+    n: int,
+    count: int,
+    pairs: Sequence[Pair],
+    dtype: Any,
+    memory: float,
+    symmetric: bool = True,
+) -> list[Floats]:
+    """For each pair of groups (shifts, A, B): sum over i != j of K_ij L_(i+s)(j+s), s = 0..n - 1.
+
+    Parameters
+    ----------
+    diagonals
+        Where the entries come from.
+    n, count
+        Number of samples and of matrices.
+    pairs
+        Groups of matrices.
+    dtype
+        Of the entries.
+    memory
+        Bytes for the entries of some diagonals of all matrices.
+    symmetric
+        Whether all matrices are symmetric, so that half of the diagonals say all.
+    """
+    from scipy.fft import irfft, rfft
+
+    frequencies = n // 2 + 1
+    kind = np.complex64 if dtype == np.float32 else np.complex128
+    last = n // 2 if symmetric else n - 1
+    each = count * n * np.dtype(dtype).itemsize * 3
+    width = int(max(8, min(512, memory // max(each, 1), last)))
+    spectra = [
+        np.zeros((frequencies, a.stop - a.start, b.stop - b.start), dtype=np.complex128) for a, b in pairs
+    ]
+    rows = max(32, width // 4)
+    for first in range(1, last + 1, width):
+        stop = min(first + width, last + 1)
+        stack = np.empty((frequencies, count, stop - first), dtype=kind)
+        entries = np.empty((n, stop - first), dtype=dtype)
+        for index in range(count):
+            for start in range(0, n, rows):
+                end = min(start + rows, n)
+                diagonals(index, start, end, first, stop, entries[start:end])
+            stack[:, index] = rfft(entries, axis=0)
+        if symmetric and stop == last + 1 and n % 2 == 0:
+            # The middle diagonal holds every pair twice, the others once. Both factors carry a root.
+            stack[:, :, -1] *= 0.5**0.5
+        for spectrum, (a, b) in zip(spectra, pairs, strict=True):
+            spectrum += stack[:, a].conj() @ stack[:, b].transpose(0, 2, 1)
+    factor = 2 if symmetric else 1
+    return [factor * irfft(spectrum, n=n, axis=0) for spectrum in spectra]
+
+
+def _correlate(a: Floats, b: Floats) -> Floats:
+    """(shifts, A, B): sum_i a_i b_(i+s) of rows (A, n) and (B, n)."""
+    from scipy.fft import irfft, rfft
+
+    left, right = rfft(a, axis=1).conj(), rfft(b, axis=1)
+    out: Floats = irfft(left.T[:, :, None] * right.T[:, None, :], n=a.shape[1], axis=0)
+    return out
+
+
+def shifts_of_forms(
+    handles: Sequence[Handle],
+    pairs: Sequence[Pair],
+    forms: Sequence[Form],
+    widths: Sequence[Sequence[float]],
+    order: NDArray[np.int64],
+    dtype: str,
+    memory: float,
+) -> list[list[Floats]]:
+    """For each form and pair (n - 1, A, B): values under the cyclic shifts of one order.
+
+    ``order`` holds the samples to use, all or some. ``widths`` are the bandwidths of each form's kernel by site, in
+    units of the features.
+    """
+    n = len(order)
+    rows = Rows(handles, n, n, dtype, open_device("cpu"), float("inf"), order)
+    out = []
+    for form, scales in zip(forms, widths, strict=True):
+        source = _KernelDiagonals(rows, form, scales)
+        products = shifted_products(source, n, len(handles), pairs, np.dtype(dtype).type, memory)
+        out.append(_values(source, products, pairs))
+    return out
+
+
+def shifts_of_matrices(
+    matrices: Sequence[NDArray[Any]], pairs: Sequence[Pair], order: NDArray[np.int64], memory: float
+) -> list[Floats]:
+    """For each pair (n - 1, A, B): sums of products of prepared (n, n) matrices under the shifts of one order."""
+    n = len(order)
+    symmetric = all(np.array_equal(matrix, matrix.T) for matrix in matrices)
+
+    def entries(index: int, start: int, stop: int, first: int, last: int, out: NDArray[Any]) -> None:
+        rows = np.arange(start, stop)[:, None]
+        out[:] = matrices[index][order[rows], order[(rows + np.arange(first, last)[None, :]) % n]]
+
+    products = shifted_products(entries, n, len(matrices), pairs, np.float32, memory, symmetric)
+    diagonals = np.stack([matrix.diagonal()[order] for matrix in matrices]).astype(np.float64)
+    return [
+        (product + _correlate(diagonals[a], diagonals[b]))[1:]
+        for product, (a, b) in zip(products, pairs, strict=True)
+    ]
+
+
+class _KernelDiagonals:
+    """Diagonals of kernel matrices, made from features when they are asked for."""
+
+    def __init__(self, rows: Rows, form: Form, widths: Sequence[float]) -> None:
+        self.rows, self.form, self.n = rows, form, rows.n
+        self.features = [rows.block(index, 0) for index in range(len(rows.handles))]
+        self.norms = rows.norms.astype(rows.dtype)
+        self.widths = [width / scale for width, scale in zip(widths, rows.scales, strict=True)]
+        self.totals = np.zeros((len(self.features), self.n))
+        self.squares = np.zeros(len(self.features))
+
+    def __call__(self, index: int, start: int, stop: int, first: int, last: int, out: NDArray[Any]) -> None:
+        x, n, norms = self.features[index], self.n, self.norms[index]
+        low, high = start + first, stop - 1 + last
+        columns = _wrapped(x, low, high)
+        gram = x[start:stop] @ columns.T
+        kernel = self.form.kernel
+        if kernel.kind != "linear":
+            right = _wrapped(norms, low, high)
+            gram = kernel_tile(kernel, gram, norms[start:stop, None], right[None, :], self.widths[index], np)
+        row, step = gram.strides
+        entries = np.lib.stride_tricks.as_strided(
+            gram, (stop - start, last - first), (row + step, step), writeable=False
+        )
+        out[:] = entries
+        middle = n % 2 == 0 and last - 1 == n // 2
+        self.squares[index] += 2 * float(np.einsum("ij,ij->", out, out))
+        if middle:
+            self.squares[index] -= float(out[:, -1] @ out[:, -1])
+        if kernel.kind != "linear":
+            self._add(index, start, stop, first, entries, middle)
+
+    def _add(
+        self, index: int, start: int, stop: int, first: int, entries: NDArray[Any], middle: bool
+    ) -> None:
+        """Row sums: every entry counts in its row and its column, those of the middle diagonal once."""
+        weights = np.ones(entries.shape[1])
+        weights[-1] = 0.5 if middle else 1.0
+        weighted = entries * weights
+        self.totals[index, start:stop] += weighted.sum(axis=1)
+        columns = np.arange(entries.shape[1])[None, :] + first + np.arange(start, stop)[:, None]
+        self.totals[index] += np.bincount((columns % self.n).ravel(), weighted.ravel(), minlength=self.n)
+
+    def moments(self) -> Moments:
+        """Sums over pairs, known once all diagonals were made."""
+        kind, norms = self.form.kernel.kind, self.rows.norms
+        rows = -norms if kind == "linear" else self.totals
+        diagonal = norms if kind == "linear" else np.full(rows.shape, 1.0 if kind == "rbf" else 0.0)
+        return Moments(own=self.squares, rows=rows, diagonal=diagonal)
+
+
+def _wrapped(x: NDArray[Any], low: int, high: int) -> NDArray[Any]:
+    """Rows low..high of x repeated over and over."""
+    n = len(x)
+    if high <= n:
+        return x[low:high]
+    if low >= n:
+        return x[low - n : high - n] if high <= 2 * n else x[np.arange(low, high) % n]
+    return x[np.arange(low, high) % n]
+
+
+def _values(source: _KernelDiagonals, products: Sequence[Floats], pairs: Sequence[Pair]) -> list[Floats]:
+    form, n = source.form, source.n
+    sums = Sums(form, source.moments(), source.rows.dtype)
+    own = sums.self_similarity()
+    out = []
+    for (a, b), cross in zip(pairs, products, strict=True):
+        value = similarity(
+            form.formula,
+            n,
+            cross,
+            sums.totals[a, None] * sums.totals[None, b],
+            _correlate(sums.rows[a], sums.rows[b]),
+            _correlate(sums.own[a], sums.own[b]),
+        )
+        out.append(finish(form, ratio(value, own[a, None], own[None, b]))[1:])
+    return out

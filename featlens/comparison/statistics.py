@@ -1,0 +1,104 @@
+"""From values, standard errors and values under permutations to intervals and p-values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Tally", "false_discovery_rates", "interval"]
+
+Floats = NDArray[np.float64]
+Direction = Literal["similarity", "distance"]
+
+
+def interval(
+    value: Floats, error: Floats, level: float, degrees: int, bounds: tuple[float, float]
+) -> tuple[Floats, Floats]:
+    """Ends of the confidence interval: value plus and minus a quantile of t times the standard error.
+
+    Parameters
+    ----------
+    value, error
+        Values and their standard errors, any shape; NaN gives NaN.
+    level
+        Confidence, such as 0.95.
+    degrees
+        Degrees of freedom of the standard error.
+    bounds
+        Range of the measure, which the interval does not leave.
+    """
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(max(degrees, 1), 0.5 + level / 2)) * error
+    with np.errstate(invalid="ignore"):
+        return np.clip(value - half, *bounds), np.clip(value + half, *bounds)
+
+
+class Tally:
+    """Null level and p-values of one grid of cells, from values under permutations taken in bit by bit.
+
+    All cells share the permutations, so the most extreme value of the whole grid under a permutation is what a
+    search over all cells would have found by chance (Westfall and Young 1993).
+    """
+
+    def __init__(self, value: Floats, direction: Direction) -> None:
+        self.value, self.sign = value, 1.0 if direction == "similarity" else -1.0
+        self._nulls: list[NDArray[Any]] = []
+        self._reached = np.zeros(value.shape, dtype=np.int64)
+        self._family = np.zeros(value.shape, dtype=np.int64)
+        self._total = np.zeros(value.shape)
+        self.count = 0
+
+    def add(self, nulls: Floats) -> None:
+        """Take in (permutations, A, B) values."""
+        signed, value = self.sign * nulls, self.sign * self.value
+        # A permuted value that differs from the value by rounding has reached it.
+        close = value - 1e-9 * np.maximum(1.0, np.abs(value))
+        extreme = np.where(np.isnan(signed), -np.inf, signed).max(axis=(1, 2))
+        self._reached += (signed >= close).sum(axis=0)
+        ordered = np.sort(extreme)
+        self._family += len(ordered) - np.searchsorted(ordered, close)
+        self._total += nulls.sum(axis=0)
+        self._nulls.append(nulls.astype(np.float32))
+        self.count += len(nulls)
+
+    def columns(self) -> dict[str, Floats]:
+        """Quantities ``null``, ``null_high``, ``p`` and ``p_family``; NaN without permutations."""
+        names = ("null", "null_high", "p", "p_family")
+        if not self.count:
+            return {name: np.full(self.value.shape, np.nan) for name in names}
+        undefined = np.isnan(self.value)
+        nulls = np.concatenate(self._nulls)
+        rank = 0.95 if self.sign > 0 else 0.05
+        high = np.quantile(nulls, rank, axis=0).astype(np.float64)
+        found = (
+            self._total / self.count,
+            high,
+            (1 + self._reached) / (1 + self.count),
+            (1 + self._family) / (1 + self.count),
+        )
+        return {name: np.where(undefined, np.nan, column) for name, column in zip(names, found, strict=True)}
+
+
+def false_discovery_rates(p: Floats) -> Floats:
+    """Adjusted p-values of Benjamini and Hochberg (1995) over all cells that are not NaN, any shape.
+
+    Examples
+    --------
+    >>> false_discovery_rates(np.array([0.01, 0.02, 0.5])).tolist()
+    [0.03, 0.03, 0.5]
+    """
+    out = np.full(p.shape, np.nan)
+    there = ~np.isnan(p)
+    found = p[there]
+    if not len(found):
+        return out
+    order = np.argsort(found)
+    scaled = found[order] * len(found) / np.arange(1, len(found) + 1)
+    adjusted = np.minimum.accumulate(scaled[::-1])[::-1]
+    back = np.empty(len(found))
+    back[order] = np.minimum(adjusted, 1.0)
+    out[there] = back
+    return out
