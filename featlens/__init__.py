@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featlens import measures, reduce, testing
     from featlens.adapters import load
     from featlens.capture import Capture
-    from featlens.comparison import Comparison, compare
+    from featlens.comparison import Comparison, ComparisonPlan, compare, plan_comparison
     from featlens.denoiser import Denoiser, EDMDenoiser
     from featlens.errors import FeatlensError, FeatlensWarning
     from featlens.extraction import ExtractionPlan, extract, plan_extraction
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Capture",
     "Comparison",
+    "ComparisonPlan",
     "Denoiser",
     "EDMDenoiser",
     "ExtractionPlan",
@@ -39,6 +40,7 @@ __all__ = [
     "extract",
     "load",
     "measures",
+    "plan_comparison",
     "plan_extraction",
     "reduce",
     "sites",
@@ -57,6 +59,8 @@ _HOME = {
     "SampleSet": "samples",
     "Site": "site",
     "compare": "comparison",
+    "plan_comparison": "comparison",
+    "ComparisonPlan": "comparison",
     "extract": "extraction",
     "load": "adapters",
     "plan_extraction": "extraction",

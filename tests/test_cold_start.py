@@ -22,7 +22,9 @@ sys.exit(code)
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, make_store: Callable[..., Any], python: Callable[..., CompletedProcess[str]]) -> Any:
+def loaded(
+    tmp_path: Path, make_store: Callable[..., Any], python: Callable[..., CompletedProcess[str]]
+) -> Any:
     """Packages that are imported when a comparison of two files is done."""
     widths = {f"enc.block{i}": 8 for i in range(4)}
     for seed, name in enumerate("ab"):

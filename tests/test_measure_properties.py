@@ -362,7 +362,7 @@ def test_declarations_are_complete_and_documented(name):
     assert f"notes/{measure.family}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     docstring = measure.function.__doc__ or ""
     assert f"Direction: {measure.direction}" in docstring
-    assert all(word in docstring for word in ("Range:", "nvariant", "References", "Examples", "NaN"))
+    assert all(word in docstring for word in ("Range:", "nvarian", "References", "Examples", "NaN"))
 
 
 def api_page():

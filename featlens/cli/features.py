@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +131,15 @@ def extracted(
             require_same_samples(list(sides.values()), allow_other_samples)
         stores = [side.store for side in sides.values() if side.store is not None]
         work = _Work(stores, options, sites, sigmas, device, folder, allow_other_samples)
-        return {
+        # All are looked at before one is extracted, so that a mistake in the last costs no time.
+        paths = {
             source.name: Path(source.location) if source.is_file else work.file_of(source)
             for source in sources
         }
+        for source in sources:
+            if not source.is_file:
+                work.extract(source, paths[source.name])
+        return paths
 
 
 def _made(folder: Path) -> Path:
@@ -168,38 +173,44 @@ class _Work:
         self._samples: SampleSet | None = None
 
     def file_of(self, source: Source) -> Path:
-        """Feature file of a model."""
+        """Place of a model's features in the cache, by its weights and code and all that is asked for."""
         from featlens._version import __version__
-        from featlens.adapters import load
-        from featlens.cli.extract import one_line_warnings
-        from featlens.extraction.request import Request
 
-        with one_line_warnings("compare"):
-            model = load(source.location, self.device)
-            samples = self.samples(model)
-            wanted = self.request(model)
-            asked = Request.checked(model, samples, **wanted)
-            location = source.location
-            name = os.path.abspath(location) if os.path.exists(location) else location  # noqa: PTH100, PTH110
-            key = _digest([asked.manifest(model, samples, name), _code(model), __version__])
-            path = self.folder / f"{_safe(stem_of(location))}-{key}.h5"
-            self.extract(model, samples, path, source, {**wanted, "name": name})
-        return path
+        with self.loaded(source) as (model, samples, wanted):
+            from featlens.extraction.request import Request
 
-    def extract(
-        self, model: Denoiser, samples: SampleSet, path: Path, source: Source, options: dict[str, Any]
-    ) -> None:
-        """Make the file, finish it, or find it complete."""
+            name = wanted.pop("name")
+            manifest = Request.checked(model, samples, **wanted).manifest(model, samples, name)
+            key = _digest([manifest, _code(model), __version__])
+        return self.folder / f"{_safe(stem_of(source.location))}-{key}.h5"
+
+    def extract(self, source: Source, path: Path) -> None:
+        """Make the file or finish it, unless it is complete."""
+        if _usable(path):
+            _say(f"{source.name}: features found in {path}")
+            return
         from featlens.cli.progress import progress_bar
         from featlens.extraction import extract
 
-        was_there = _usable(path)
-        with progress_bar(f"extract {source.name}") as update:
-            store = extract(
-                model, samples, out=path, device=self.device, progress=update, warn_bytes=LARGE, **options
-            )
-        store.close()
-        _say(f"{source.name}: features {'found in' if was_there else 'extracted to'} {path}")
+        with (
+            self.loaded(source) as (model, samples, wanted),
+            progress_bar(f"extract {source.name}") as update,
+        ):
+            options = {**wanted, "out": path, "device": self.device, "warn_bytes": LARGE}
+            extract(model, samples, progress=update, **options).close()
+        _say(f"{source.name}: features extracted to {path}")
+
+    @contextlib.contextmanager
+    def loaded(self, source: Source) -> Iterator[tuple[Denoiser, SampleSet, dict[str, Any]]]:
+        """A model, its samples, and arguments of :func:`featlens.extract`; warnings are one line each."""
+        from featlens.adapters import load
+        from featlens.cli.extract import one_line_warnings
+
+        with one_line_warnings("compare"):
+            model = load(source.location, self.device)
+            place = source.location
+            name = os.path.abspath(place) if os.path.exists(place) else place  # noqa: PTH100, PTH110
+            yield model, self.samples(model), {**self.request(model), "name": name}
 
     def request(self, model: Denoiser) -> dict[str, Any]:
         """Arguments of :func:`featlens.extract` for a model."""

@@ -189,12 +189,11 @@ def _csv(cells: list[dict[str, Any]]) -> str:
 
 def _table(cells: list[dict[str, Any]]) -> str:
     from featlens.measures.geometry import GEOMETRY
-    from featlens.store.open import shown
 
     header = ["sigma", "site", "n", "width", *GEOMETRY]
     lines = [header]
     for cell in cells:
-        told = [f"{cell['sigma']:g}", shown(cell["site"]), str(cell["n"]), str(cell["width"])]
+        told = [f"{cell['sigma']:g}", cell["site"], str(cell["n"]), str(cell["width"])]
         lines.append(told + [_with_interval(cell, name) for name in GEOMETRY])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rows = [

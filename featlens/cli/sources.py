@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,27 @@ def _unique(locations: Sequence[str], taken: Sequence[str]) -> list[str]:
 def stem_of(location: str, parts: int = 1) -> str:
     """Last parts of a location without suffix, or what comes last in ``python:module:function``.
 
-    >>> stem_of("runs/digits/teacher"), stem_of("a/b.h5", 2), stem_of("python:models:make")
+    Options of a model come along from the second part on.
+
+    >>> stem_of("runs/digits/teacher"), stem_of("a/b.h5", 2), stem_of("python:models:make:width=4")
     ('teacher', 'a/b', 'make')
+    >>> stem_of("python:models:make:width=4", 2)
+    'make:width=4'
     """
-    if not os.path.exists(location) and ":" in location:  # noqa: PTH110
-        return ":".join(location.split(":")[-parts:])
-    path = Path(location)
+    options = re.search(r":\s*[A-Za-z_]\w*\s*=", location)
+    text, end = (
+        (location, "") if options is None else (location[: options.start()], location[options.start() :])
+    )
+    if os.path.exists(location):  # noqa: PTH110
+        text, end = location, ""
+    elif ":" in text:
+        end = end if parts > 1 else ""
+        return ":".join(text.split(":")[-max(1, parts - 1) :]) + end
+    path = Path(text)
     path = path if path.name not in ("", "..") else path.absolute().resolve()
     suffix = path.suffix if path.suffix in (".h5", ".hdf5", ".safetensors") else ""
-    return "/".join((*path.parts[-parts:-1], path.name.removesuffix(suffix))) or location
+    stem = "/".join((*path.parts[-parts:-1], path.name.removesuffix(suffix)))
+    return (stem + (end if parts > 1 else "")) or location
 
 
 def is_feature_file(location: str) -> bool:

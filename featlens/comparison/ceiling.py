@@ -28,8 +28,8 @@ def ceilings(
     """By (measure, pair): (levels, A, B) largest similarity to expect where only the noise differs.
 
     For sites a and b it is the root of the product of both reliabilities, the similarity of each site with
-    itself under another draw of the noise (Spearman 1904, American Journal of Psychology 15, 72-101); a model without
-    another draw counts as 1. NaN for distances and without draws.
+    itself under another draw of the noise (Spearman 1904, American Journal of Psychology 15, 72-101); a model
+    without another draw counts as 1. NaN for distances and without draws.
     """
     reliability = {
         name: _reliability(stack, request, name, source, allow_other_samples)

@@ -50,8 +50,8 @@ def compare(
     Parameters
     ----------
     models
-        Two or more ``{name: source}``; a source is a feature file (path or :class:`FeatureStore`) or a mapping
-        ``{site: array}`` with arrays (n, d), or (sigmas, n, d). Rows are the same samples everywhere.
+        Two or more ``{name: source}``; a source is a feature file (path or :class:`FeatureStore`) or a
+        mapping ``{site: array}`` with arrays (n, d), or (sigmas, n, d). Rows are the same samples everywhere.
     measure
         One or several of :data:`featlens.measures.MEASURES` by name, with options in parentheses:
         ``"cka"``, ``"rsa(distance=cosine)"``.
@@ -64,8 +64,8 @@ def compare(
     reference
         Compare this model with each of the others; by default all pairs are compared.
     permutations
-        Permutations of the samples behind null level and p-values, at least; 0 for none. By default 1,000 where
-        they come from cyclic shifts, else 200.
+        Permutations of the samples behind null level and p-values, at least; 0 for none. By default 1,000
+        where they come from cyclic shifts, else 200.
     resamples
         Random halves behind the intervals of measures without a jackknife; 100 by default.
     intervals
@@ -73,8 +73,8 @@ def compare(
     level
         Their confidence.
     draws
-        ``{name: source}``: features of the same model and images under another draw of the noise, for the noise
-        ceiling.
+        ``{name: source}``: features of the same model and images under another draw of the noise, for the
+        noise ceiling.
     n
         Compare a random subset of so many samples.
     seed
@@ -97,8 +97,8 @@ def compare(
 
     References
     ----------
-    Intervals: Efron and Stein (1981), Annals of Statistics 9, 586-596. Family-wise p-values: Westfall and Young
-    (1993). False discovery rates: Benjamini and Hochberg (1995).
+    Intervals: Efron and Stein (1981), Annals of Statistics 9, 586-596. Family-wise p-values: Westfall and
+    Young (1993). False discovery rates: Benjamini and Hochberg (1995).
 
     Examples
     --------
@@ -108,9 +108,9 @@ def compare(
     (1.0, 0.001)
     """
     with _resolved(
-        models, measure, sites, sigmas, cross_sigmas=cross_sigmas, reference=reference, permutations=permutations,
-        resamples=resamples, intervals=intervals, level=level, n=n, seed=seed, device=device, memory=memory,
-        plan=plan, allow_other_samples=allow_other_samples,
+        models, measure, sites, sigmas, cross_sigmas=cross_sigmas, reference=reference,
+        permutations=permutations, resamples=resamples, intervals=intervals, level=level, n=n, seed=seed,
+        device=device, memory=memory, plan=plan, allow_other_samples=allow_other_samples,
     ) as (stack, request):  # fmt: skip
         chosen = make_plan(request)
 
@@ -241,7 +241,7 @@ def _panel(
 def _remarks(
     request: Request, bound: Bound, a: str, b: str, value: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Warnings of cells: few samples, undefined values, and what the measure has to say of n and the widths."""
+    """Warnings of cells: few samples, undefined values, and what the measure says of n and the widths."""
     remarks: list[str] = []
     flags = np.zeros(value.shape, dtype=np.int64)
 

@@ -13,6 +13,7 @@ from featlens.comparison.drawing import (
     LEGEND,
     band,
     hover,
+    key_of_lines,
     level_names,
     note,
     palette,
@@ -20,6 +21,7 @@ from featlens.comparison.drawing import (
     same_names,
     short,
     site_axis,
+    site_labels,
 )
 from featlens.comparison.panel import Panel
 
@@ -30,8 +32,8 @@ __all__ = ["depth_curves", "sigma_curves"]
 
 MOST_BANDS = 12
 """Lines beyond which bands would hide each other; intervals are then on hover only."""
-MOST_NAMED = 16
-"""Lines that a legend can hold."""
+MOST_NAMED = 6
+"""Lines that a legend can hold on a narrow page; a colour bar names more."""
 NOTHING = "No site has the same name in both models.<br>The figures “heatmap” and “best” compare all sites."
 
 
@@ -57,6 +59,8 @@ def depth_curves(comparison: Comparison) -> Any:
         traces += _line(comparison, panel, (level, i, j), places, told, f"sigma {name}", colour, len(levels))
     high = panel.arrays["null_high"][np.ix_(levels, range(len(panel.sites_a)), range(len(panel.sites_b)))]
     traces += _null(panel, places, high[:, i, j])
+    if len(levels) > MOST_NAMED:
+        traces.append(key_of_lines("sigma", names))
     layout = go.Layout(
         xaxis={
             **site_axis("site, from input to output", sites, places),
@@ -96,6 +100,10 @@ def sigma_curves(comparison: Comparison) -> Any:
         site = safe(short(panel.sites_a[i], 28))
         told = [f"{safe(panel.sites_a[i])}, sigma {name}" for name in names]
         traces += _line(comparison, panel, (np.array(levels), i, j), x, told, site, colour, len(pairs))
+    if len(pairs) > MOST_NAMED:
+        traces.append(
+            key_of_lines("site, from input to output", site_labels([panel.sites_a[i] for i, _ in pairs]))
+        )
     at = np.array(pairs)
     traces += _null(panel, x, panel.arrays["null_high"][np.array(levels)][:, at[:, 0], at[:, 1]].T)
     layout = go.Layout(
@@ -156,7 +164,7 @@ def _line(
     if len(x) == 1:
         line.error_y = {"type": "data", "array": high - value, "arrayminus": value - low, "symmetric": False}
         return [line]
-    around = band(x, low, high, colour)
+    around = band(x, low, high, colour, 0.2 if lines <= MOST_NAMED else 0.1)
     around.legendgroup = name
     return [around, line]
 

@@ -41,7 +41,7 @@ class Device:
 
 
 def open_device(name: str) -> Device:
-    """Device by name: ``"cpu"`` is numpy, anything else torch's (``"cuda"``, ``"cuda:1"``, ``"torch:cpu"``)."""
+    """Device by name: ``"cpu"`` is numpy, all others are torch's (``"cuda:1"``, ``"torch:cpu"``)."""
     if name == "cpu":
         import array_api_compat.numpy as xp
 

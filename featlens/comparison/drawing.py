@@ -21,6 +21,7 @@ __all__ = [
     "band",
     "colour_range",
     "hover",
+    "key_of_lines",
     "level_names",
     "note",
     "number_format",
@@ -29,6 +30,7 @@ __all__ = [
     "same_names",
     "short",
     "site_axis",
+    "site_labels",
     "slider",
 ]
 
@@ -38,7 +40,9 @@ SIGNIFICANT = 0.05
 """Largest family-wise p-value of a cell that is above its null."""
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 MOST_TICKS = 50
+MOST_KEYS = 12
 LONGEST = 18
+DOTS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def safe(text: str) -> str:
@@ -54,13 +58,34 @@ def safe(text: str) -> str:
 
 
 def short(text: str, most: int = LONGEST) -> str:
-    """Text of at most ``most`` characters: the middle is left out, as names differ at their ends.
+    """Text of at most ``most`` characters, its middle left out.
 
     >>> short("enc.32x32_block0.conv_res1", 15)
     'enc.32x…nv_res1'
     """
     half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[: most - 1 - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+    return text if len(text) <= most else f"{text[: most - 1 - half]}{DOTS}{text[-half:]}"
+
+
+def site_labels(sites: Sequence[str]) -> list[str]:
+    """Names of sites made short, all different, ready for plotly: what all share is left out first.
+
+    >>> site_labels(["enc.block0.conv_res1.weighted", "dec.block11.conv_res1.weighted"])
+    ['enc.block0…', 'dec.block11…']
+    """
+    names = list(sites)
+    if len(names) > 1 and max(map(len, names)) > LONGEST:
+        words = [name.split(".") for name in names]
+        least = min(map(len, words)) - 1
+        ends = [len({tuple(word[-count:]) for word in words}) == 1 for count in range(1, least + 1)]
+        shared = (ends + [False]).index(False)
+        if shared:
+            names = [f"{'.'.join(word[:-shared])}{DOTS}" for word in words]
+    for most in range(LONGEST, max(map(len, names), default=0) + 1, 4):
+        cut = [short(name, most) for name in names]
+        if len(set(cut)) == len(set(names)):
+            return [safe(name) for name in cut]
+    return [safe(name) for name in names]
 
 
 def site_axis(title: str, sites: Sequence[str], places: Sequence[Any]) -> dict[str, Any]:
@@ -70,7 +95,7 @@ def site_axis(title: str, sites: Sequence[str], places: Sequence[Any]) -> dict[s
         "title": {"text": title},
         "tickmode": "array",
         "tickvals": list(places[::step]),
-        "ticktext": [safe(short(site)) for site in sites[::step]],
+        "ticktext": site_labels(sites)[::step],
         "automargin": True,
     }
 
@@ -84,15 +109,18 @@ def level_names(levels: Sequence[tuple[float, float]]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def slider(names: Sequence[str], traces: int, active: int) -> list[dict[str, Any]]:
-    """Slider above the plot that shows one level at a time, each of ``traces`` traces; none for one level."""
+def slider(names: Sequence[str], traces: int, active: int, always: int = 0) -> list[dict[str, Any]]:
+    """Slider above the plot that shows one level at a time; none for one level.
+
+    Each level has ``traces`` traces; behind them are ``always`` traces of all levels.
+    """
     if len(names) < 2:
         return []
     steps = [
         {
             "label": name,
             "method": "restyle",
-            "args": [{"visible": [k // traces == i for k in range(traces * len(names))]}],
+            "args": [{"visible": [k // traces == i for k in range(traces * len(names))] + [True] * always}],
         }
         for i, name in enumerate(names)
     ]
@@ -171,7 +199,9 @@ def palette(count: int) -> list[str]:
     return [f"rgb({r},{g},{b})" for r, g, b in np.rint(mixed).astype(int).tolist()]
 
 
-def band(x: Sequence[Any], low: NDArray[np.float64], high: NDArray[np.float64], colour: str) -> Any:
+def band(
+    x: Sequence[Any], low: NDArray[np.float64], high: NDArray[np.float64], colour: str, opacity: float
+) -> Any:
     """Filled band from low to high; gaps where either is undefined."""
     import plotly.graph_objects as go
 
@@ -190,12 +220,32 @@ def band(x: Sequence[Any], low: NDArray[np.float64], high: NDArray[np.float64], 
         y=up,
         fill="toself",
         fillcolor=colour,
-        opacity=0.18,
+        opacity=opacity,
         mode="lines",
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
     )
+
+
+def key_of_lines(title: str, names: Sequence[str]) -> Any:
+    """A colour bar that names the colours of :func:`palette`, for more lines than a legend can hold."""
+    import plotly.graph_objects as go
+
+    last = len(names) - 1
+    scale = [[k / last, colour] for k, colour in enumerate(palette(len(names)))]
+    step = -(-len(names) // MOST_KEYS)
+    ticks = list(range(0, len(names), step))
+    bar = {
+        "title": {"text": title, "side": "right"},
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [names[k] for k in ticks],
+        "thickness": 10,
+    }
+    marker = {"color": [0, last], "cmin": 0, "cmax": last, "colorscale": scale, "colorbar": bar}
+    empty = [None, None]
+    return go.Scatter(x=empty, y=empty, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
 
 
 def same_names(panel: Panel) -> list[tuple[int, int]]:

@@ -311,7 +311,8 @@ def _nulls(
             )
             for index, by_pair in zip(chosen, found, strict=True):
                 for pair, null in enumerate(by_pair):
-                    # Values of unrelated samples scatter as 1 / n around 0, or their bias, which is 1 / n as well.
+                    # Values of unrelated samples scatter as 1 / n around 0, or their bias, which is 1 / n as
+                    # well.
                     tallies[index, pair].add(null * (rows / request.n))
         for (index, pair), tally in tallies.items():
             out[index, pair, number].null = tally.columns()

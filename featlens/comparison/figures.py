@@ -76,7 +76,7 @@ def heatmap(comparison: Comparison) -> Any:
 
 
 def _height(sites: int) -> int:
-    return int(np.clip(260 + 18 * sites, 380, 1000))
+    return int(np.clip(300 + 22 * sites, 380, 1000))
 
 
 def _remarks(panel: Panel, level: int) -> list[list[str]] | str:
@@ -127,12 +127,21 @@ def best_matches(comparison: Comparison) -> Any:
             "reversescale": scale.get("reversescale", False),
             "colorbar": {"title": {"text": safe(panel.title), "side": "right"}, "thickness": 12},
         },
-        sliders=slider(level_names(comparison.levels), 2, last),
+        sliders=slider(level_names(comparison.levels), 2, last, always=1),
         height=_height(len(panel.sites_b)),
         margin={"t": 90 if last else 30, "r": 20},
-        shapes=[_circle(i, j) for i, j in same_names(panel)],
     )
-    return go.Figure(traces, layout)
+    same = same_names(panel)
+    ring = {"symbol": "circle-open", "size": 1.6 * _marker(len(panel.sites_a)), "color": GREY}
+    rings = go.Scatter(
+        x=[i for i, _ in same],
+        y=[j for _, j in same],
+        mode="markers",
+        marker=ring,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return go.Figure([*traces, rings], layout)
 
 
 def _matches(comparison: Comparison, level: int, by_chance: bool, visible: bool) -> Any:
@@ -165,11 +174,6 @@ def _matches(comparison: Comparison, level: int, by_chance: bool, visible: bool)
 
 def _marker(sites: int) -> float:
     return float(np.clip(240 / sites, 4, 14))
-
-
-def _circle(i: int, j: int) -> dict[str, Any]:
-    around = {"x0": i - 0.42, "x1": i + 0.42, "y0": j - 0.42, "y1": j + 0.42}
-    return {"type": "circle", "line": {"width": 1, "color": GREY}, "layer": "below", **around}
 
 
 def cross_sigmas(comparison: Comparison, site: str | tuple[str, str] | None = None) -> Any:

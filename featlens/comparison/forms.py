@@ -118,7 +118,7 @@ def leave_one_out(
 
     Parameters
     ----------
-    cross, products, diagonals
+    formula, n, cross, products, diagonals
         As in :func:`similarity`, of all samples.
     totals
         Totals of both matrices: of K~ and L~, or of K and L for ``"biased"``.

@@ -56,7 +56,7 @@ def values(sums: Sums, index: int, pair: Pair) -> Floats:
     totals = sums.totals[a, None] * sums.totals[None, b]
     cross = similarity(sums.form.formula, sums.n, sums.moments.cross[index], totals, products, diagonals)
     own = sums.self_similarity()
-    return finish(sums.form, ratio(cross, own[a, None], own[None, b]))
+    return np.asarray(finish(sums.form, ratio(cross, own[a, None], own[None, b])))
 
 
 def finish(form: Form, value: Any) -> Any:

@@ -1,14 +1,16 @@
 """Null levels: the same values under permutations of the samples, thousands at the price of a few.
 
-For matrices K and L of two sites, what a permutation pi changes is sum_ij K_ij L_pi(i)pi(j) (and, where the formula
-has one, a sum over single samples). For the n - 1 cyclic shifts pi(i) = i + s of an order of the samples this is a
-circular correlation along every diagonal, so Fourier transforms along the diagonals give all shifts at once:
+For matrices K and L of two sites, what a permutation pi changes is sum_ij K_ij L_pi(i)pi(j) (and, where the
+formula has one, a sum over single samples). For the n - 1 cyclic shifts pi(i) = i + s of an order of the
+samples this is a circular correlation along every diagonal, so Fourier transforms along the diagonals give
+all shifts at once:
 
     sum_d irfft( sum_d conj(F K_{i, i+d}) F L_{i, i+d} ).
 
-The order is random, and as many orders are drawn as the wanted number of permutations needs. The shifts of one order
-form a group, so the test is exact: under exchangeability each shift, the identity among them, is equally likely to
-give the largest value (e.g. Hemerik and Goeman 2018, arXiv 1411.7565, theorem 1). All sites share the permutations.
+The order is random, and as many orders are drawn as the wanted number of permutations needs. The shifts of
+one order form a group, so the test is exact: under exchangeability each shift, the identity among them, is
+equally likely to give the largest value (e.g. Hemerik and Goeman 2018, arXiv 1411.7565, theorem 1). All sites
+share the permutations.
 """
 
 from __future__ import annotations
@@ -115,8 +117,8 @@ def shifts_of_forms(
 ) -> list[list[Floats]]:
     """For each form and pair (n - 1, A, B): values under the cyclic shifts of one order.
 
-    ``order`` holds the samples to use, all or some. ``widths`` are the bandwidths of each form's kernel by site, in
-    units of the features.
+    ``order`` holds the samples to use, all or some. ``widths`` are the bandwidths of each form's kernel by
+    site, in units of the features.
     """
     n = len(order)
     rows = Rows(handles, n, n, dtype, open_device("cpu"), float("inf"), order)
@@ -131,7 +133,7 @@ def shifts_of_forms(
 def shifts_of_matrices(
     matrices: Sequence[NDArray[Any]], pairs: Sequence[Pair], order: NDArray[np.int64], memory: float
 ) -> list[Floats]:
-    """For each pair (n - 1, A, B): sums of products of prepared (n, n) matrices under the shifts of one order."""
+    """For each pair (n - 1, A, B): sums of products of prepared matrices under the shifts of one order."""
     n = len(order)
     symmetric = all(np.array_equal(matrix, matrix.T) for matrix in matrices)
 

@@ -16,10 +16,10 @@ QUANTITIES = ("value", "ci_low", "ci_high", "null", "null_high", "p", "p_family"
 
 ``value``; ``ci_low`` and ``ci_high``, the ends of its confidence interval; ``null``, the mean under
 permutations of the samples; ``null_high``, the value that 5 % of the permutations exceed (for distances: fall
-below); ``p``, the permutation p-value of the cell; ``p_family``, the same against the most extreme value of the
-whole site grid of its level (family-wise); ``q``, the smallest false discovery rate at which the cell is
-significant (Benjamini and Hochberg 1995) over all cells of the panel; ``ceiling``, the noise ceiling from other
-noise draws.
+below); ``p``, the permutation p-value of the cell; ``p_family``, the same against the most extreme value of
+the whole site grid of its level (family-wise); ``q``, the smallest false discovery rate at which the cell is
+significant (Benjamini and Hochberg 1995) over all cells of the panel; ``ceiling``, the noise ceiling from
+other noise draws.
 """
 
 

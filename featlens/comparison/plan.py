@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ class Choice:
     why: str
     precision: str
     products: float
-    """Multiplications of the values, over all levels and pairs; NaN where the measure has no plan of its own."""
+    """Multiplications of the values, over all levels and pairs; NaN for measures without a plan."""
     bytes: float
     """Memory beyond one site's features."""
     interval: str
@@ -71,8 +72,8 @@ class ComparisonPlan:
             if np.isfinite(choice.products):
                 seconds = choice.products / _rate(choice.precision)
                 lines.append(
-                    f"  values: {choice.products:.2g} multiplications, about {_seconds(seconds)} of products here; "
-                    f"memory about {human_bytes(choice.bytes)}"
+                    f"  values: {choice.products:.2g} multiplications, about {_seconds(seconds)} of products "
+                    f"here; memory about {human_bytes(choice.bytes)}"
                 )
             else:
                 lines.append(f"  memory about {human_bytes(choice.bytes)}")
@@ -134,7 +135,7 @@ def tile_cost(request: Request) -> float:
         grams = sum(widths_of(request, name).sum() for name in models)
     cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
     each = grams + SKINNY * cells * (3 if request.intervals else 1)
-    return half * each * len(request.levels)
+    return float(half * each * len(request.levels))
 
 
 def split_sites(left: Sequence[int], right: Sequence[int], memory: float) -> list[tuple[slice, slice]] | None:
@@ -155,7 +156,7 @@ def _parts(widths: Sequence[int], count: int) -> list[slice]:
     ends = np.searchsorted(np.cumsum(widths), np.arange(1, count + 1) / count * sum(widths) * (1 - 1e-12))
     cuts = [0, *np.minimum(ends + 1, len(widths))]
     cuts[-1] = len(widths)
-    return [slice(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 def _held(left: Sequence[int], right: Sequence[int]) -> float:
@@ -186,9 +187,9 @@ def _choose(request: Request, bound: Bound) -> Choice:
         if memory > request.memory:
             fits = int((request.memory / (4.0 * (sites + 6))) ** 0.5)
             raise UsageError(
-                f"compare: {bound.name} keeps an n x n matrix of each of {sites} sites, {human_bytes(memory)} "
-                f"for {request.n} samples, more than {human_bytes(request.memory)}; compare fewer sites, a random "
-                f"subset of {fits} samples (n={fits}), or allow more memory"
+                f"compare: {bound.name} keeps an n x n matrix of each of {sites} sites, "
+                f"{human_bytes(memory)} for {request.n} samples, more than {human_bytes(request.memory)}; "
+                f"compare fewer sites, a random subset of {fits} samples (n={fits}), or allow more memory"
             )
         way, why = "matrices", "one n x n matrix a site, prepared once"
         null = _null_words(request, 1000, request.n, "cyclic shifts of random orders of the samples")
@@ -211,7 +212,7 @@ def _choose(request: Request, bound: Bound) -> Choice:
         float("nan"),
         memory,
         interval,
-        *null,  # type: ignore[arg-type]
+        *null,
     )
 
 

@@ -21,8 +21,8 @@ def require_finite(block: NDArray[Any], label: str, start: int = 0) -> None:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             raise UsageError(
-                f"row {start + int(bad[0])} of {label} holds NaN or infinity ({len(bad)} such rows in the block "
-                f"of rows {start}..{start + len(block)}); leave the site out with --sites, or extract again"
+                f"row {start + int(bad[0])} of {label} holds NaN or infinity ({len(bad)} such rows in "
+                f"rows {start}..{start + len(block)}); leave the site out with --sites, or extract again"
             )
 
 
@@ -139,8 +139,8 @@ class Rows:
         return gather(self.handles[index], self.order[start:stop])
 
     def _centred(self, index: int, start: int, stop: int) -> NDArray[Any]:
-        # The mean of n equal numbers may differ from them by rounding; differences of equal numbers are zero. The
-        # difference of two float32 numbers has a relative error of one rounding, however large both are.
+        # The mean of n equal numbers may differ from them by rounding; differences of equal numbers are zero.
+        # The difference of two float32 numbers has a relative error of one rounding, however large both are.
         block = self._shifted(index, None, start, stop)
         if self.scales[index] != 1:
             block /= block.dtype.type(self.scales[index])

@@ -39,8 +39,8 @@ def interval(
 class Tally:
     """Null level and p-values of one grid of cells, from values under permutations taken in bit by bit.
 
-    All cells share the permutations, so the most extreme value of the whole grid under a permutation is what a
-    search over all cells would have found by chance (Westfall and Young 1993).
+    All cells share the permutations, so the most extreme value of the whole grid under a permutation is what
+    a search over all cells would have found by chance (Westfall and Young 1993).
     """
 
     def __init__(self, value: Floats, direction: Direction) -> None:

@@ -1,7 +1,8 @@
 """Linear kernels in feature space: one pass over the rows, whatever their number.
 
-With z = x - m and w = y - m' for provisional means m and m' (of the first rows), delta and eps the means of z and w,
-p = |z|^2 and q = |w|^2, everything that CKA needs follows from sums over single rows that are taken on the way:
+With z = x - m and w = y - m' for provisional means m and m' (of the first rows), delta and eps the means of z
+and w, p = |z|^2 and q = |w|^2, everything that CKA needs follows from sums over single rows that are taken on
+the way:
 
     C0 = sum z w',  sum z,  sum p,  sum p q,  sum p w,  sum q z.
 
@@ -131,7 +132,7 @@ class _Sums:
         raw = np.asarray(site.handle.read(start, stop))
         require_finite(raw, site.handle.label, start)
         block = (raw - site.origin) / raw.dtype.type(site.scale)
-        return block.astype(self.dtype, copy=False)
+        return np.asarray(block, dtype=self.dtype)
 
     def finish(self, formula: Formula, anchors: NDArray[np.int64] | None) -> Streamed:
         """Values, and standard errors from the samples in ``anchors``."""

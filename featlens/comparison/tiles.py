@@ -1,4 +1,4 @@
-"""Sums over pairs of samples for many sites and kernels at once, from upper-triangular tiles of Gram matrices.
+"""Sums over pairs of samples for many sites and kernels at once, from upper-triangular Gram tiles.
 
 One tile of every site's Gram matrix is made at a time; all kernels are taken from it, and all pairs of sites
 contracted with one matrix product. Time n^2 (sum of widths) / 2 multiplications, memory a few tiles a site.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from featlens.measures.arrays import Array, centred, namespace, rescaled
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import TOLERANCE, column_norms, number, principal, rank, unit_columns
+from featlens.measures.linear import TOLERANCE, column_norms, number, principal, rank, take_rows, unit_columns
 
 __all__ = ["mean_cca", "mean_squared_cca", "pwcca", "svcca"]
 
@@ -87,8 +87,7 @@ class CCA:
 
     def permute(self, state: Span, order: NDArray[np.int64]) -> Span:
         """Rows of the basis reordered."""
-        xp = namespace(state.basis)
-        return state._replace(basis=xp.take(state.basis, xp.asarray(order), axis=0))
+        return state._replace(basis=take_rows(state.basis, order))
 
     def warning(self, n: int, d1: int, d2: int) -> str | None:
         """What to know of a value at this n and these widths."""

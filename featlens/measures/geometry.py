@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from featlens.errors import UsageError
 from featlens.measures.arrays import Array, centred, checked, namespace
-from featlens.measures.kernels import distinct, identity, sized, squared_distances
+from featlens.measures.kernels import TIES, distinct, identity, sized, squared_distances
 
 __all__ = [
     "GEOMETRY",
@@ -180,6 +180,7 @@ def fit_ratios(squared: Array, discard: float = DISCARD) -> tuple[float, float]:
     apart[rows, nearest] = math.inf
     # Squared distances: half the logarithm of their ratio.
     ratios = xp.sort(xp.log(xp.min(apart, axis=1) / first)) / 2
+    ratios = xp.where(ratios > TIES, ratios, xp.zeros_like(ratios))
     used = min(n - 1, math.floor(n * (1 - discard)))
     if used < 1:
         return math.nan, math.nan

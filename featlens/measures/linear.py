@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featlens.errors import UsageError
 from featlens.measures.arrays import Array, centred, namespace, rescaled
 
-__all__ = ["TOLERANCE", "column_norms", "narrow", "number", "principal", "rank", "unit_columns"]
+__all__ = [
+    "TOLERANCE",
+    "column_norms",
+    "narrow",
+    "number",
+    "principal",
+    "rank",
+    "take_rows",
+    "unit_columns",
+]
 
 TOLERANCE = 1e-6
 """Directions whose singular value is below this share of the largest are taken for rounding of float32."""
@@ -73,6 +85,14 @@ def principal(x: Array, variance: float) -> Array:
     while sofar < wanted:
         sofar, kept = sofar + squares[kept], kept + 1
     return basis[:, :kept]
+
+
+def take_rows(x: Array, order: NDArray[np.int64]) -> Array:
+    """Rows in the given order, on the device of x."""
+    from array_api_compat import device
+
+    xp = namespace(x)
+    return xp.take(x, xp.asarray(order, device=device(x)), axis=0)
 
 
 def narrow(x: Array) -> Array:

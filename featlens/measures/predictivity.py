@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from featlens.measures.arrays import Array, centred, namespace, rescaled
 from featlens.measures.choices import whole
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import CONSTANT, column_norms, number, rank, unit_columns
+from featlens.measures.linear import CONSTANT, column_norms, number, rank, take_rows, unit_columns
 
 __all__ = ["RIDGES", "fold_rows", "linear_predictivity"]
 
@@ -43,9 +43,9 @@ def fold_rows(n: int, folds: int, seed: int) -> list[tuple[NDArray[np.int64], ND
 class Predictor(NamedTuple):
     """Decomposition of the standardised training rows of x in one fold."""
 
-    train: Array
+    train: NDArray[np.int64]
     """Row numbers."""
-    held: Array
+    held: NDArray[np.int64]
     u: Array
     """(training rows, k), orthonormal."""
     values: Array
@@ -65,12 +65,11 @@ class Side:
     @cached_property
     def predictors(self) -> list[Predictor]:
         """One per fold."""
-        xp = namespace(self.rows)
         cuts = fold_rows(self.rows.shape[0], self.folds, self.seed)
-        return [_predictor(self.rows, xp.asarray(train), xp.asarray(held)) for train, held in cuts]
+        return [_predictor(self.rows, train, held) for train, held in cuts]
 
 
-def _predictor(rows: Array, train: Array, held: Array) -> Predictor:
+def _predictor(rows: Array, train: NDArray[np.int64], held: NDArray[np.int64]) -> Predictor:
     xp = namespace(rows)
     x, new = _split(rows, train, held)
     norms = column_norms(x, rows)
@@ -81,10 +80,10 @@ def _predictor(rows: Array, train: Array, held: Array) -> Predictor:
     return Predictor(train, held, u[:, :kept], values[:kept], scores)
 
 
-def _split(rows: Array, train: Array, held: Array) -> tuple[Array, Array]:
+def _split(rows: Array, train: NDArray[np.int64], held: NDArray[np.int64]) -> tuple[Array, Array]:
     """Training and held-out rows minus the mean of the training rows."""
     xp = namespace(rows)
-    inside, outside = xp.take(rows, train, axis=0), xp.take(rows, held, axis=0)
+    inside, outside = take_rows(rows, train), take_rows(rows, held)
     first = inside[:1, :]
     inside, outside = inside - first, outside - first
     mean = xp.mean(inside, axis=0, keepdims=True)
@@ -126,8 +125,7 @@ class Predictivity:
 
     def permute(self, state: Side, order: NDArray[np.int64]) -> Side:
         """Rows reordered; folds stay where they are."""
-        xp = namespace(state.rows)
-        return Side(xp.take(state.rows, xp.asarray(order), axis=0), state.folds, state.seed)
+        return Side(take_rows(state.rows, order), state.folds, state.seed)
 
     def _coefficients(self, fold: Predictor, y: Array) -> Array:
         """Coefficients (k, d2) of the scores."""

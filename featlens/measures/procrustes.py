@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from featlens.measures.arrays import Array, centred, namespace, norm, rescaled
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import column_norms, narrow, unit_columns
+from featlens.measures.linear import column_norms, narrow, take_rows, unit_columns
 
 __all__ = ["Shape", "Side", "angular_shape", "permutation_matching", "procrustes"]
 
@@ -48,8 +48,7 @@ class Shape:
 
     def permute(self, state: Side, order: NDArray[np.int64]) -> Side:
         """Rows reordered."""
-        xp = namespace(state.rows)
-        return Side(xp.take(state.rows, xp.asarray(order), axis=0), state.defined)
+        return Side(take_rows(state.rows, order), state.defined)
 
     def warning(self, n: int, d1: int, d2: int) -> str | None:
         """What to know of a value at this n and these widths."""
@@ -106,13 +105,12 @@ class Matching:
             return math.nan
         found = namespace(a, b).matmul(a.T, b)
         correlations = np.asarray(found.cpu() if hasattr(found, "cpu") else found)
-        rows, columns = linear_sum_assignment(correlations, maximize=True)
-        return float(correlations[rows, columns].mean())
+        matched = linear_sum_assignment(correlations, maximize=True)
+        return float(correlations[matched].mean())
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows reordered."""
-        xp = namespace(state)
-        return xp.take(state, xp.asarray(order), axis=0)
+        return take_rows(state, order)
 
 
 def procrustes(x: Array, y: Array) -> float:

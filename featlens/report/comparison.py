@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from featlens.comparison.figures import sigma_curves
 from featlens.comparison.result import Comparison
-from featlens.report.page import Page, explorer, figure, note, table
+from featlens.report.embedding_section import EmbeddingRequest, embedding_section
+from featlens.report.facts import compared, lead, provenance, warning_list, warnings
+from featlens.report.linked import Linked
+from featlens.report.page import Page, note
 
-__all__ = ["comparison_panels", "comparison_report"]
-
-
-def comparison_panels(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Panels for :func:`featlens.report.explorer`, one a sigma."""
-    data = comparison.data
-    sites_a, sites_b = data["site_a"].values.tolist(), data["site_b"].values.tolist()
-    out = {}
-    for index, sigma in enumerate(data["sigma"].values.tolist()):
-        arrays = [data[name].values[index] for name in ("value", "null_high", "p_family")]
-        out[f"{sigma:g}"] = panel(sites_a, sites_b, *arrays)
-    return out
+__all__ = ["comparison_report", "panel"]
 
 
 def panel(
@@ -45,42 +38,79 @@ def panel(
     return {"x": sites_b, "y": sites_a, "z": shown, "text": text}
 
 
-def comparison_report(comparison: Comparison, path: os.PathLike[str] | str) -> Path:
-    """Write the page of a comparison."""
-    a, b = comparison.names
-    page = Page(
-        f"{a} and {b}, site by site",
-        f"Debiased linear CKA over {comparison.n} samples, {a} (A) against {b} (B).",
-    )
-    for warning in comparison.warnings:
-        page.section("Warning", note(warning, "warning"))
-    page.section(
-        "All pairs of sites",
-        note(
-            "Hover for the value, the null level (permuted samples) and the family-wise p-value. Grey "
-            "cells are not above their null."
-        ),
-        explorer(
-            comparison_panels(comparison),
-            ["sigma"],
-            "CKA of every site of A with every site of B",
-            (f"site of {b}", f"site of {a}"),
-            "CKA",
-        ),
-    )
-    if comparison.same_site():
-        page.section(
-            "Same site, by noise level",
-            figure(sigma_curves(comparison), "CKA of sites of the same name against sigma"),
+def comparison_report(
+    comparison: Comparison,
+    path: os.PathLike[str] | str,
+    *,
+    models: Mapping[str, Any] | None = None,
+    embedding: str = "umap",
+    embed_site: str | tuple[str, str] | Sequence[str | tuple[str, str]] | None = None,
+    embed_sigma: float | Sequence[float] | None = None,
+    rows: int = 2000,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the page of a comparison, one file that opens offline, and return its path.
+
+    Parameters
+    ----------
+    comparison
+        What :func:`featlens.compare` returned.
+    path
+        The page. UMAP coordinates are kept beside it, in ``STEM.embedding.json``, and used again where the
+        features are the same.
+    models
+        Features by model, for the embedding; by default the files that the comparison was made from.
+    embedding
+        ``"umap"`` (and PCA), ``"pca"`` alone or ``"none"``.
+    embed_site
+        Site to embed, or several: a name that both models have, or (site of A, site of B). By default the last
+        site that both have, or else the last site of A with its best match.
+    embed_sigma
+        Noise level (of A) to embed, or several; by default the middle one.
+    rows
+        A random subset of this many samples is embedded if there are more.
+    seed
+        Of that subset and of UMAP.
+    progress
+        Called with a line of text before what takes long.
+    """
+    request = EmbeddingRequest.settle(comparison, embedding, embed_site, embed_sigma, rows, seed)
+    names = list(dict.fromkeys(name for pair in comparison.pairs for name in pair))
+    title = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 4 else f"{len(names)} models"
+    page = Page(f"{title}, site by site", lead(comparison))
+    page.use("comparison.css", "comparison_figures.js", "comparison.js", "embedding.js")
+    linked = Linked(comparison)
+    said = warning_list(comparison)
+    if len(linked.panels) < len(comparison.panels):
+        said.append(
+            f"this page shows the first {len(linked.panels)} of {len(comparison.panels)} pairs and measures; "
+            "save the comparison to a .nc file for all, or choose fewer sites"
         )
-    rows = [
-        (side.upper(), key, str(value))
-        for side in ("a", "b")
-        for key, value in comparison.provenance[side].items()
-    ]
-    rows += [
-        ("", "permutations", comparison.provenance["permutations"]),
-        ("", "seed", comparison.provenance["seed"]),
-    ]
-    page.section("Provenance", table(["side", "what", "value"], rows))
+    page.section("Warnings", warnings(said))
+    page.section("What was compared", *compared(comparison))
+    page.section(
+        "Every site with every site",
+        Markup("<noscript><p>{}</p></noscript>").format(
+            "The figures need JavaScript; the tables of best matches do not."
+        ),
+        note(
+            "Point at a cell for its interval, null level and p-values; it is marked in all figures. Click to "
+            "keep it marked, or choose both sites in the menus."
+        ),
+        linked.figures(),
+    )
+    page.section(
+        "Best matches",
+        note(
+            "For each site of the first model, the site of the second that is most like it. Stars: family-wise p "
+            "at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites of a noise "
+            "level. q: false discovery rate over the whole comparison."
+        ),
+        linked.matches(),
+        linked.script(),
+    )
+    if embedding != "none":
+        page.section("Both models in one plane", *embedding_section(comparison, path, models, request, progress))
+    page.section("Provenance", provenance(comparison))
     return page.write(path)

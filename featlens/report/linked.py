@@ -177,7 +177,7 @@ class Linked:
     def figures(self) -> Markup:
         """Menus, then two columns of a heat map with its curves."""
         menus = Markup('<div class="menus" role="group" aria-label="what is shown">{}</div>').format(
-            Markup("").join([*self._level_menus(), *self._site_menus()])
+            Markup("").join([*self._panel_menus(), *self._level_menus(), *self._site_menus()])
         )
         columns = Markup("").join(self._column(c) for c in (0, 1))
         single = Markup("" if self.chosen[1] >= 0 else " single")
@@ -210,7 +210,7 @@ class Linked:
             'aria-label="{}">'
         ).format(len(texts) - 1, at, self.name, role, title)
         select = _select(title, options, str(at), self.name, role)
-        return select if len(texts) < 2 else slider.join(["", select])
+        return select if len(texts) < 2 else slider + select
 
     def _site_menus(self) -> list[Markup]:
         panel, (site_a, site_b) = self.panels[0], self.cell()
@@ -222,11 +222,18 @@ class Linked:
             for sites, site, side in told
         ]
 
+    def _panel_menus(self) -> list[Markup]:
+        """Menus that choose the panels of the columns; none where there is one panel."""
+        if len(self.panels) < 2:
+            return []
+        return [
+            self._panel_menu("first map", self.chosen[0], "panel0", False),
+            self._panel_menu("second map", self.chosen[1], "panel1", True),
+        ]
+
     def _panel_menu(self, title: str, chosen: int, role: str, none: bool) -> Markup:
         options = [(str(k), label(panel)) for k, panel in enumerate(self.panels)]
-        return _select(
-            title, ([("-1", "none")] if none else []) + options, str(chosen), self.name, role, hidden=False
-        )
+        return _select(title, ([("-1", "none")] if none else []) + options, str(chosen), self.name, role)
 
     def _column(self, c: int) -> Markup:
         shown = self.chosen[c] if self.chosen[c] >= 0 else 0
@@ -256,16 +263,6 @@ class Linked:
             '<div class="curves">{curves}<details data-part="numbers">'
             "<summary>The numbers of these figures, as tables</summary><div></div></details></div></div>"
         ).format(hidden=hidden, heat=heat, curves=curves)
-
-    def panel_menus(self) -> Markup:
-        """Menus that choose the panels of the columns; nothing where there is one panel."""
-        if len(self.panels) < 2:
-            return Markup("")
-        menus = [
-            self._panel_menu("first", self.chosen[0], "panel0", False),
-            self._panel_menu("second", self.chosen[1], "panel1", True),
-        ]
-        return Markup('<div class="menus">{}</div>').format(Markup("").join(menus))
 
     def matches(self) -> Markup:
         """A table for each panel; the browser shows that of the first column, and print shows all."""
@@ -314,7 +311,6 @@ def _select(
     chosen: str,
     name: str,
     role: str,
-    hidden: bool = False,
 ) -> Markup:
     """A menu with its title; the value of an option is what the browser works with."""
     told = Markup("").join(
