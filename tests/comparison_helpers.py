@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,3 +103,12 @@ def distances() -> Comparison:
     return make_comparison(
         make_panel("procrustes", direction="distance", title="Procrustes distance", bounds=(0.0, np.inf))
     )
+
+
+def strict(text: str) -> Any:
+    """What strict JSON holds."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)

@@ -82,7 +82,7 @@ def test_a_wrong_file_is_named(a: Path, fail: Any, name: str, kind: str) -> None
     [
         ({"sample_digest": "d2"}, "other samples or other noise"),
         ({"n": 50}, "other samples or other noise"),
-        ({"sigmas": (0.1,)}, "B has 0.1; none is common"),
+        ({"sigmas": (0.1,)}, "'b' has 0.1); none is common"),
     ],
 )
 def test_files_that_do_not_match_are_refused(
@@ -97,7 +97,7 @@ def test_files_that_do_not_match_are_refused(
     [
         (["--sites", "enc.konv"], "no site 'enc.konv' in "),
         (["--sites", "enc.konv"], "did you mean 'enc.conv'"),
-        (["--sites", ""], "expected names separated by commas, got ''"),
+        (["--sites", ""], "expected site names or patterns separated by commas, got ''"),
         (["--sigmas", "0.7"], "0.5, 2.5"),
         (["--sigmas", "nan"], "0.5, 2.5"),
         (["--sigmas", "-0.5"], "0.5, 2.5"),
@@ -105,7 +105,7 @@ def test_files_that_do_not_match_are_refused(
         (["--permutations", "-1"], "permutations must be 0 or more, got -1"),
         (["-o", "page.pdf"], "expected a name that ends in .html, .nc or .csv"),
         (["-o", "folder"], "expected a name that ends in"),
-        (["--measure", "ckaa"], "did you mean 'cka'?"),
+        (["--measure", "ckaa"], "did you mean 'cka'"),
     ],
 )
 def test_compare_refuses_what_the_files_do_not_have(a: Path, fail: Any, words: list[str], said: str) -> None:

@@ -142,7 +142,7 @@ def test_inspect_shows_a_model(tiny_study: Path, call: Any) -> None:
 def test_compare_prints_the_best_matches(pair: tuple[Path, Path], call: Any) -> None:
     lines = call("compare", *pair, "--permutations", "20").splitlines()
     assert lines[0].split()[:4] == ["A", "a", "B", "b"] and "n 60" in lines[0]
-    assert sum(line.split()[0] in ("0.5", "2.5") for line in lines[2:-1]) == 4
+    assert sum(line.split()[:1] in (["0.5"], ["2.5"]) for line in lines) == 4
 
 
 def test_compare_of_a_file_with_itself_finds_every_site(pair: tuple[Path, Path], call: Any) -> None:
@@ -170,7 +170,7 @@ def test_compare_is_the_same_for_the_same_seed(pair: tuple[Path, Path], call: An
 
 
 def test_compare_dry_run(pair: tuple[Path, Path], call: Any) -> None:
-    assert json.loads(call("compare", *pair, "--dry-run"))["permutations"] == 200
+    assert json.loads(call("compare", *pair, "--dry-run", "--permutations", "7"))["permutations"] == 7
 
 
 def test_probe_prints_a_table_and_the_best_cell(pair: tuple[Path, Path], call: Any) -> None:

@@ -1,4 +1,4 @@
-"""``featlens compare`` on feature files: names, the table of best matches, JSON, outputs, and what it imports."""
+"""``featlens compare`` on feature files: names, the table of best matches, JSON and outputs."""
 
 from __future__ import annotations
 
@@ -49,10 +49,14 @@ def panel(direction: str = "similarity", remarks: tuple[str, ...] = (), **arrays
     full = {name: np.full(value.shape, np.nan) for name in QUANTITIES}
     full |= {name: np.asarray(array, dtype=np.float64)[None] for name, array in arrays.items()}
     flags = np.where(np.isnan(value), 1 if remarks else 0, 0).astype(np.int64)
-    sites = [tuple(f"{side}.block{i}" for i in range(size)) for side, size in zip("ab", value.shape[1:])]
+    sites = [
+        tuple(f"{side}.block{i}" for i in range(size))
+        for side, size in zip("ab", value.shape[1:], strict=True)
+    ]
+    bounds = (-np.inf, 1.0)
     return Panel(
-        "cka", direction, "debiased linear CKA", (-np.inf, 1.0), "one", "two", *sites, full, flags, remarks, {}
-    )  # fmt: skip
+        "cka", direction, "debiased linear CKA", bounds, "one", "two", *sites, full, flags, remarks, {}
+    )
 
 
 def comparison(*panels: Panel, levels: Any = ((0.5, 0.5),), warnings: tuple[str, ...] = ()) -> Comparison:
@@ -265,12 +269,14 @@ def test_without_intervals(pair: tuple[Path, Path], call: Any) -> None:
 
 
 def test_a_noise_ceiling_from_other_draws(tmp_path: Path, make_store: Any, call: Any) -> None:
-    for seed, name in enumerate(("a", "b", "a2", "b2")):
-        make_store(tmp_path / f"{name}.h5", seed=seed, n=80, sample_digest="d1" if seed < 2 else "d2")
+    # Features that do not depend on the noise: the ceiling is 1.
+    for name, seed, digest in (("a", 0, "d1"), ("b", 1, "d1"), ("a2", 0, "d2"), ("b2", 1, "d2")):
+        make_store(tmp_path / f"{name}.h5", seed=seed, n=80, sample_digest=digest)
     files = [tmp_path / name for name in ("a.h5", "b.h5")]
     draws = ["--draw", f"a={tmp_path / 'a2.h5'}", "--draw", f"b={tmp_path / 'b2.h5'}"]
     found = json.loads(call(*files, *draws, "--permutations", "0", "--json"))
-    assert all(cell["ceiling"] is not None for cell in found["cells"])
+    assert all(cell["ceiling"] == pytest.approx(1) for cell in found["cells"])
+    assert "ceiling" in call(*files, *draws, "--permutations", "0").splitlines()[1]
 
 
 def test_partly_common_sigmas_give_a_notice(tmp_path: Path, make_store: Any, call: Any) -> None:
@@ -322,7 +328,7 @@ def test_the_page_gets_what_it_needs(
         "--embedding",
         "pca",
         "--embed-site",
-        "enc.conv",
+        "enc.conv,enc.conv=dec.conv",
         "--embed-sigma",
         "2.5",
         "--permutations",
@@ -334,8 +340,8 @@ def test_the_page_gets_what_it_needs(
         "path": str(out),
         "models": {"a": pair[0], "b": pair[1]},
         "embedding": "pca",
-        "embed_site": "enc.conv",
-        "embed_sigma": 2.5,
+        "embed_site": ["enc.conv", ("enc.conv", "dec.conv")],
+        "embed_sigma": [2.5],
     }
 
 
@@ -347,7 +353,9 @@ def test_dry_run_says_what_would_be_compared(pair: tuple[Path, Path], call: Any,
     assert found["extracted_first"] == ["new"] and found["extraction"] == {"cache": str(cache)}
     assert found["pairs"] == [["a", "b"], ["a", "new"], ["b", "new"]]
     assert found["measure"] == ["cka(estimator='biased')"]
-    assert not cache.exists()
+    assert not cache.exists() and "planned" not in found
+    plan = json.loads(call(*pair, "--dry-run", "--permutations", "30"))["planned"]
+    assert plan["n"] == 80 and plan["choices"][0]["permutations"] == 30
 
 
 def test_explain_says_why(pair: tuple[Path, Path], call: Any) -> None:

@@ -1,4 +1,4 @@
-"""``featlens compare`` on models: extracted into a cache on the samples of the files, and found there again."""
+"""``featlens compare`` on models: extracted into a cache on the samples of the files, found there again."""
 
 from __future__ import annotations
 

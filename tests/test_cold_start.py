@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-HEAVY = {"torch", "xarray", "pandas", "scipy", "sklearn", "plotly", "umap", "rich", "matplotlib"}
+HEAVY = {"torch", "xarray", "pandas", "sklearn", "plotly", "umap", "rich", "matplotlib"}
 
 CODE = """
 import json, sys

@@ -27,6 +27,7 @@ import sys
 import featlens
 result = featlens.compare({"a": sys.argv[1], "b": sys.argv[2]}, permutations=3)
 result.to_frame()
+result.data
 result.save(sys.argv[3])
 featlens.Comparison.load(sys.argv[3])
 featlens.measures.cka

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {"how-to/capture.md": 6, "notes/projection.md": 1}
+PAGES = {
+    "how-to/capture.md": 6,
+    "notes/projection.md": 1,
+    "notes/cka.md": 4,
+    "notes/rsa.md": 2,
+    "notes/neighbours.md": 1,
+    "notes/dependence.md": 2,
+    "notes/geometry.md": 3,
+}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--device", default="cpu", help="cpu, cuda, cuda:1, ...; for models and for the comparison"
     )
-    how.add_argument("--memory", type=size, default=512e6, help="working memory, such as 2GB (default 512MB)")
+    how.add_argument("--memory", type=size, default=1e9, help="working memory, such as 4GB (default 1GB)")
     how.add_argument(
         "--plan",
         default="auto",
@@ -63,12 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument(
         "--embedding",
         choices=("umap", "pca", "none"),
-        help="picture of the samples of both models at one site (default: that of Comparison.report)",
+        help="picture of the samples of both models at one site: umap (and PCA, the default), pca or none",
     )
     page.add_argument(
-        "--embed-site", metavar="SITE", help="site of that picture (default: the last common one)"
+        "--embed-site",
+        metavar="SITE",
+        type=selection_list,
+        help="site of that picture, or SITE_OF_A=SITE_OF_B, several by commas (default: the last common one)",
     )
-    page.add_argument("--embed-sigma", metavar="SIGMA", type=float, help="noise level of that picture")
+    page.add_argument(
+        "--embed-sigma",
+        metavar="SIGMA",
+        type=number_list(float),
+        help="noise level of that picture, several by commas (default: the middle one)",
+    )
     add_extraction(parser)
 
 
@@ -113,20 +121,19 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--permutations",
         type=int,
-        help="permutations for null level and p-values, 0 for none (default: 1000 for kernel measures, 200 "
-        "for others)",
+        help="permutations behind null level and p-values, at least; 0 for none (default: 1000 where they come "
+        "from cyclic shifts, as of kernel measures, else 200)",
     )
     group.add_argument(
         "--resamples",
         type=int,
-        help="resamples for the intervals of measures without a closed form (default 100)",
+        help="random halves behind the intervals of measures without a jackknife (default 100)",
     )
     group.add_argument("--no-intervals", action="store_true", help="leave the confidence intervals out")
     group.add_argument("--level", type=float, default=0.95, help="confidence of the intervals")
     group.add_argument(
         "--draw",
         action="append",
-        default=[],
         metavar="NAME=FILE",
         help="feature file of model NAME on another noise draw, for the noise ceiling; may be repeated",
     )
@@ -137,6 +144,7 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print, or write a file."""
+    from featlens.cli.checks import require_complete, require_embeddable, require_sense, require_writable
     from featlens.cli.sources import named_sources
     from featlens.errors import UsageError
 
@@ -145,11 +153,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"-o {args.out}: expected a name that ends in .html, .nc or .csv")
     sources = named_sources([args.a, args.b, *args.more])
     settings = _settings(args, [source.name for source in sources])
-    _require_sense(args, sources, suffix)
+    require_sense(args, sources, suffix)
     if args.out:
-        _require_writable(Path(args.out))
+        require_writable(Path(args.out))
     if args.dry_run:
         return _dry_run(args, sources, settings)
+    if args.device != "cpu":
+        from featlens.cli.extract import check_device
+
+        check_device(args.device)
     files = extracted(
         sources, given_extraction(args), args.sites, args.sigmas, args.device, args.allow_other_samples
     )
@@ -157,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
     settings["sites"] = args.sites and {source.name: args.sites for source in sources if source.is_file}
     if args.explain:
         return _explain(args, files, settings)
+    require_complete(settings["draws"] or {})
+    require_embeddable(args, files)
     result = _compared(files, settings)
     if args.out:
         _write(args, result, files)
@@ -174,6 +188,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """Arguments of :func:`featlens.compare` but the models; all that can be wrong without them is refused."""
+    from featlens.cli.checks import read_draws
     from featlens.comparison.request import resolve_measures, resolve_pairs
 
     resolve_pairs(names, args.reference)
@@ -188,7 +203,7 @@ def _settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
         "resamples": args.resamples,
         "intervals": not args.no_intervals,
         "level": args.level,
-        "draws": _draws(args.draw, names),
+        "draws": read_draws(args.draw or [], names),
         "n": args.rows,
         "seed": args.seed,
         "device": args.device,
@@ -196,72 +211,6 @@ def _settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
         "plan": args.plan,
         "allow_other_samples": args.allow_other_samples,
     }
-
-
-def _draws(words: Sequence[str], names: Sequence[str]) -> dict[str, str] | None:
-    from featlens.cli.sources import is_feature_file
-    from featlens.errors import UsageError, choices_hint
-
-    draws: dict[str, str] = {}
-    for word in words:
-        name, found, path = word.partition("=")
-        if not found or not path:
-            raise UsageError(f"--draw {word}: expected NAME=FILE, such as {names[0]}=other-noise.h5")
-        if name not in names:
-            raise UsageError(f"--draw {word}: no model is called {name!r}: {choices_hint(name, names)}")
-        if name in draws:
-            raise UsageError(f"--draw {word}: {name!r} has a draw already, {draws[name]}; give one a model")
-        if not is_feature_file(path):
-            raise UsageError(
-                f"--draw {word}: expected a feature file; make one with featlens extract and another --seed"
-            )
-        draws[name] = path
-    return draws or None
-
-
-def _require_sense(args: argparse.Namespace, sources: Sequence[Source], suffix: str) -> None:
-    """Refuse numbers and combinations that make no sense, before any model runs."""
-    from featlens.errors import UsageError
-
-    for option, value, least in (
-        ("permutations", args.permutations, 0),
-        ("resamples", args.resamples, 0),
-        ("rows", args.rows, 1),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"--{option} must be {least} or more, got {value}")
-    if not 0 < args.level < 1:
-        raise UsageError(f"--level must be between 0 and 1, such as 0.95, got {args.level:g}")
-    page = [name for name in ("embedding", "embed_site", "embed_sigma") if getattr(args, name) is not None]
-    if page and suffix != ".html":
-        raise UsageError(f"--{page[0].replace('_', '-')} is for the page; write one with -o NAME.html")
-    models = given_extraction(args)
-    if models and all(source.is_file for source in sources):
-        option = next(iter(models))
-        hint = "; --rows compares a part of the samples" if option == "n" else ""
-        raise UsageError(
-            f"--{option.replace('_', '-')} is for models that are extracted, and {sources[0].location}, "
-            f"{sources[1].location} are feature files; leave it out{hint}"
-        )
-
-
-def _require_writable(out: Path) -> None:
-    """Refuse an output that cannot be written before the work instead of after it."""
-    import errno
-    import tempfile
-
-    from featlens.files import explain_os_error
-
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder")
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise explain_os_error(error, out) from error
 
 
 def _dry_run(args: argparse.Namespace, sources: Sequence[Source], settings: dict[str, Any]) -> int:
@@ -281,6 +230,11 @@ def _dry_run(args: argparse.Namespace, sources: Sequence[Source], settings: dict
         "extraction": options,
         "out": args.out,
     }
+    if not models:
+        from featlens.comparison import plan_comparison
+
+        files = {source.name: source.location for source in sources}
+        found["planned"] = plan_comparison(files, **settings).to_dict()
     print(json.dumps(found, indent=2))  # noqa: T201
     return 0
 
@@ -299,32 +253,36 @@ def _compared(files: dict[str, Path], settings: dict[str, Any]) -> Comparison:
     from featlens.cli.progress import progress_bar
     from featlens.comparison import compare
 
-    with progress_bar("compare", "steps") as update:
+    with progress_bar("compare", "parts") as update:
         return compare(files, **settings, progress=update)
 
 
 def _write(args: argparse.Namespace, result: Comparison, files: dict[str, Path]) -> None:
-    from featlens.cli.progress import progress_bar
+    from featlens.cli.checks import embed_site
     from featlens.files import make_folder
 
     make_folder(Path(args.out).parent)
     if Path(args.out).suffix != ".html":
         result.save(args.out)
         return
-    wanted = {name: getattr(args, name) for name in ("embedding", "embed_site", "embed_sigma")}
-    options = {name: value for name, value in wanted.items() if value is not None}
-    with progress_bar("report", "steps") as update:
-        result.report(args.out, models=files, progress=update, **options)
+    options: dict[str, Any] = {"embedding": args.embedding, "embed_sigma": args.embed_sigma}
+    options["embed_site"] = args.embed_site and [embed_site(word) for word in args.embed_site]
+    given = {name: value for name, value in options.items() if value is not None}
+    result.report(args.out, models=files, progress=_say, **given)
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(f"featlens compare: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _warn(result: Comparison) -> None:
-    import sys
-
     from featlens.store.open import shown
 
     told = [*result.warnings, *(remark for panel in result.panels for remark in panel.remarks)]
     for text in dict.fromkeys(told):
-        print(f"featlens compare: warning: {shown(text, 1000)}", file=sys.stderr)  # noqa: T201
+        _say(f"warning: {shown(text, 1000)}")
 
 
 def _print(text: str) -> None:

@@ -120,10 +120,8 @@ def extracted(
         return {name: Path(location) for name, location in files.items()}
     if options.get("batch", 1) < 1:
         raise UsageError(f"--batch must be at least 1, got {options['batch']}")
-    from featlens.cli.extract import check_device
     from featlens.comparison.side import open_sides, require_same_samples
 
-    check_device(device)
     folder = _made(cache_folder(options.get("cache")))
     with contextlib.ExitStack() as stack:
         sides = open_sides(stack, files, None)

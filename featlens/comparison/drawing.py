@@ -78,7 +78,7 @@ def site_labels(sites: Sequence[str]) -> list[str]:
         words = [name.split(".") for name in names]
         least = min(map(len, words)) - 1
         ends = [len({tuple(word[-count:]) for word in words}) == 1 for count in range(1, least + 1)]
-        shared = (ends + [False]).index(False)
+        shared = [*ends, False].index(False)
         if shared:
             names = [f"{'.'.join(word[:-shared])}{DOTS}" for word in words]
     for most in range(LONGEST, max(map(len, names), default=0) + 1, 4):
@@ -260,4 +260,5 @@ def note(text: str) -> Any:
 
     words = {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
     hidden = {"visible": False}
-    return go.Figure(layout=go.Layout(annotations=[words], xaxis=hidden, yaxis=hidden, height=200))
+    blank = {"plot_bgcolor": "rgba(0,0,0,0)", "height": 200}
+    return go.Figure(layout=go.Layout(annotations=[words], xaxis=hidden, yaxis=hidden, **blank))

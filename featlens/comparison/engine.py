@@ -274,7 +274,7 @@ def _shift_matrices(
     finish = np.vectorize(bound.method.finish, otypes=[np.float64])
     tallies = [Tally(grid.value, bound.measure.direction) for grid in grids]
     for order in orders_for(request.n, choice.permutations, rng):
-        found = shifts_of_matrices(states, level.pairs, order, request.memory / 4)
+        found = shifts_of_matrices(states, level.pairs, order, request.memory / 2)
         for tally, cosines in zip(tallies, found, strict=True):
             tally.add(finish(cosines))
     for grid, tally in zip(grids, tallies, strict=True):
@@ -307,7 +307,7 @@ def _nulls(
         }
         for order in orders_for(rows, count, rng):
             found = shifts_of_forms(
-                level.handles, level.pairs, some, widths, subset[order], dtype, request.memory / 4
+                level.handles, level.pairs, some, widths, subset[order], dtype, request.memory / 2
             )
             for index, by_pair in zip(chosen, found, strict=True):
                 for pair, null in enumerate(by_pair):

@@ -42,7 +42,8 @@ def heatmap(comparison: Comparison) -> Any:
     panel = comparison.panel()
     sites_a, sites_b = ([safe(site) for site in sites] for sites in (panel.sites_a, panel.sites_b))
     lines, numbers = hover(comparison, panel)
-    template = f"{safe(panel.a)} %{{y}}<br>{safe(panel.b)} %{{x}}<br>{lines}%{{text}}<extra></extra>"
+    template = f"{safe(panel.a)} %{{y}}<br>{safe(panel.b)} %{{x}}<br>{lines}"
+    template += "%{text}<extra></extra>" if panel.flags.any() else "<extra></extra>"
     tested = bool(np.isfinite(panel.arrays["p_family"]).any())
     last = len(comparison.levels) - 1
     traces = []
@@ -79,11 +80,11 @@ def _height(sites: int) -> int:
     return int(np.clip(300 + 22 * sites, 380, 1000))
 
 
-def _remarks(panel: Panel, level: int) -> list[list[str]] | str:
+def _remarks(panel: Panel, level: int) -> list[list[str]] | None:
     """Warnings of each cell, each on a line of its own."""
     flags = panel.flags[level]
-    if not flags.any():
-        return ""
+    if not panel.flags.any():
+        return None
     return [
         [
             "".join(f"<br>{safe(remark)}" for remark in panel.remarks_of(level, i, j))

@@ -16,8 +16,12 @@ __all__ = ["ROUNDING", "Sums", "mixed_products", "finish", "standard_errors", "v
 
 Floats = NDArray[np.float64]
 
-ROUNDING = {"float64": 1e-12, "float32": 1e-6}
-"""A self-similarity below this fraction of its uncorrected value is rounding error, not a signal."""
+ROUNDING = {"float64": 1e-12, "float32": 2e-5}
+"""A self-similarity below this fraction of its uncorrected value is rounding error, not a signal.
+
+Rounding of a product is about 1e-7 in float32, but rows that differ by a permutation all err alike: one-hot
+rows come to 1e-5.
+"""
 
 
 class Sums:

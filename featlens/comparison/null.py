@@ -73,12 +73,14 @@ def shifted_products(
     frequencies = n // 2 + 1
     kind = np.complex64 if dtype == np.float32 else np.complex128
     last = n // 2 if symmetric else n - 1
-    each = count * n * np.dtype(dtype).itemsize * 3
-    width = int(max(8, min(512, memory // max(each, 1), last)))
+    # Diagonals are looked at in blocks of one size; rows in pieces, unless all diagonals fit at once.
+    each = n * np.dtype(dtype).itemsize * (count + 3)
+    blocks = -(-last // max(8, min(last, int(memory // each))))
+    width = -(-last // blocks)
     spectra = [
         np.zeros((frequencies, a.stop - a.start, b.stop - b.start), dtype=np.complex128) for a, b in pairs
     ]
-    rows = max(32, width // 4)
+    rows = n if blocks == 1 else min(n, max(64, width // 8))
     for first in range(1, last + 1, width):
         stop = min(first + width, last + 1)
         stack = np.empty((frequencies, count, stop - first), dtype=kind)
@@ -92,7 +94,9 @@ def shifted_products(
             # The middle diagonal holds every pair twice, the others once. Both factors carry a root.
             stack[:, :, -1] *= 0.5**0.5
         for spectrum, (a, b) in zip(spectra, pairs, strict=True):
-            spectrum += stack[:, a].conj() @ stack[:, b].transpose(0, 2, 1)
+            for low in range(0, frequencies, 32):
+                some = stack[low : low + 32]
+                spectrum[low : low + 32] += some[:, a].conj() @ some[:, b].transpose(0, 2, 1)
     factor = 2 if symmetric else 1
     return [factor * irfft(spectrum, n=n, axis=0) for spectrum in spectra]
 
@@ -161,14 +165,15 @@ class _KernelDiagonals:
         self.squares = np.zeros(len(self.features))
 
     def __call__(self, index: int, start: int, stop: int, first: int, last: int, out: NDArray[Any]) -> None:
-        x, n, norms = self.features[index], self.n, self.norms[index]
-        low, high = start + first, stop - 1 + last
-        columns = _wrapped(x, low, high)
-        gram = x[start:stop] @ columns.T
-        kernel = self.form.kernel
-        if kernel.kind != "linear":
-            right = _wrapped(norms, low, high)
-            gram = kernel_tile(kernel, gram, norms[start:stop, None], right[None, :], self.widths[index], np)
+        n, linear = self.n, self.form.kernel.kind == "linear"
+        if stop - start == n:
+            # numpy makes half of a symmetric product.
+            gram = self._tile(index, 0, n, 0, n)
+            if not linear:
+                self.totals[index] = gram.sum(axis=1) - gram.diagonal()
+            gram = np.concatenate([gram[:, first:], gram[:, :last]], axis=1)
+        else:
+            gram = self._tile(index, start, stop, start + first, stop - 1 + last)
         row, step = gram.strides
         entries = np.lib.stride_tricks.as_strided(
             gram, (stop - start, last - first), (row + step, step), writeable=False
@@ -178,8 +183,18 @@ class _KernelDiagonals:
         self.squares[index] += 2 * float(np.einsum("ij,ij->", out, out))
         if middle:
             self.squares[index] -= float(out[:, -1] @ out[:, -1])
-        if kernel.kind != "linear":
+        if not linear and stop - start < n:
             self._add(index, start, stop, first, entries, middle)
+
+    def _tile(self, index: int, start: int, stop: int, low: int, high: int) -> NDArray[Any]:
+        """Rows start..stop and columns low..high of the kernel matrix repeated over and over."""
+        x, norms, kernel = self.features[index], self.norms[index], self.form.kernel
+        gram = x[start:stop] @ _wrapped(x, low, high).T
+        if kernel.kind == "linear":
+            return np.asarray(gram)
+        right = _wrapped(norms, low, high)
+        width = self.widths[index]
+        return np.asarray(kernel_tile(kernel, gram, norms[start:stop, None], right[None, :], width, np))
 
     def _add(
         self, index: int, start: int, stop: int, first: int, entries: NDArray[Any], middle: bool

@@ -12,7 +12,7 @@ from featlens.comparison.device import Device
 from featlens.comparison.request import Handle
 from featlens.errors import UsageError
 
-__all__ = ["Rows", "require_finite"]
+__all__ = ["Rows", "gather", "require_finite", "squared_norms"]
 
 
 def require_finite(block: NDArray[Any], label: str, start: int = 0) -> None:
@@ -24,6 +24,12 @@ def require_finite(block: NDArray[Any], label: str, start: int = 0) -> None:
                 f"row {start + int(bad[0])} of {label} holds NaN or infinity ({len(bad)} such rows in "
                 f"rows {start}..{start + len(block)}); leave the site out with --sites, or extract again"
             )
+
+
+def squared_norms(block: NDArray[Any]) -> NDArray[np.float64]:
+    """(rows,) float64; added up in float64, because what is left after debiasing may be a small part of them."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 
 
 class Rows:
@@ -38,7 +44,7 @@ class Rows:
     size
         Rows of a block.
     dtype
-        ``"float32"`` or ``"float64"``: of the blocks. Means are float64 always.
+        ``"float32"`` or ``"float64"``: of the blocks. Means and norms are float64 always.
     device
         Where the blocks go.
     memory
@@ -102,8 +108,7 @@ class Rows:
         largest = 0.0
         for number, (start, stop) in enumerate(self._bounds()):
             block = self._shifted(index, blocks.pop(number, None), start, stop)
-            with np.errstate(over="ignore"):
-                squares = np.einsum("ij,ij->i", block, block)
+            squares = squared_norms(block)
             self.norms[index, start:stop] = squares
             if self.keeps:
                 blocks[number] = block
@@ -128,15 +133,17 @@ class Rows:
         for number, (start, stop) in enumerate(self._bounds()):
             block = self._shifted(index, None, start, stop) if number not in blocks else blocks[number]
             block /= block.dtype.type(largest)
-            self.norms[index, start:stop] = np.einsum("ij,ij->i", block, block)
+            self.norms[index, start:stop] = squared_norms(block)
 
     def _bounds(self) -> list[tuple[int, int]]:
         return [(start, min(start + self.size, self.n)) for start in self.starts]
 
     def _read(self, index: int, start: int, stop: int) -> NDArray[Any]:
         if self.order is None:
-            return np.asarray(self.handles[index].read(start, stop))
-        return gather(self.handles[index], self.order[start:stop])
+            raw = np.asarray(self.handles[index].read(start, stop))
+        else:
+            raw = gather(self.handles[index], self.order[start:stop])
+        return raw.astype(np.result_type(raw, self.dtype), copy=False)
 
     def _centred(self, index: int, start: int, stop: int) -> NDArray[Any]:
         # The mean of n equal numbers may differ from them by rounding; differences of equal numbers are zero.

@@ -54,8 +54,9 @@ def _as_netcdf(comparison: Comparison) -> bytes:
     import h5py
 
     buffer = io.BytesIO()
-    # NetCDF reads HDF5 files whose objects know in which order they were made.
-    with h5py.File(buffer, "w", track_order=True) as file:
+    # NetCDF reads HDF5 files whose objects know in which order they were made. From HDF5 1.10 on all
+    # structure has checksums of its own, so that damage there is found, too.
+    with h5py.File(buffer, "w", track_order=True, libver=("v110", "latest")) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         file.attrs["n"] = comparison.n

@@ -41,7 +41,8 @@ def snippet(comparison: Comparison) -> str:
             for level, name in enumerate(names)
         ]
     parts.append("<p><code>.figure(&quot;heatmap&quot;)</code> draws it with plotly.</p>")
-    return f"<div>{''.join(parts)}</div>"
+    # In notebooks MathJax would read what stands between two dollar signs.
+    return f'<div class="tex2jax_ignore">{"".join(parts)}</div>'
 
 
 def _best(part: Comparison) -> str:
@@ -52,7 +53,7 @@ def _best(part: Comparison) -> str:
     rest = f"<p>... and {more} more; <code>.best_matches()</code> gives all.</p>" if more > 0 else ""
     panel = part.panels[0]
     sides = f"<p>A is {escape(panel.a)}, B is {escape(panel.b)}; * is above the null (family-wise).</p>"
-    return f"{sides}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}"
+    return f"{sides}{_table(head, rows)}{rest}"
 
 
 def _row(match: dict[str, Any], panel: Panel) -> str:
@@ -78,7 +79,12 @@ def _grid(panel: Panel, level: int) -> str:
     for i, site in enumerate(panel.sites_a):
         values = [None if np.isnan(value) else float(value) for value in panel.arrays["value"][level, i]]
         rows.append(_line([site, *map(_number, values)], ["", *(_tint(panel, value) for value in values)]))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return _table(head, "".join(rows))
+
+
+def _table(head: str, rows: str) -> str:
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}</div>'
 
 
 def _line(cells: list[str], tints: list[str]) -> str:

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from featlens.comparison.device import Device
 from featlens.comparison.forms import Formula, leave_one_out, ratio, similarity
+from featlens.comparison.jackknife import ROUNDING
 from featlens.comparison.request import Handle
-from featlens.comparison.rows import gather, require_finite
+from featlens.comparison.rows import gather, require_finite, squared_norms
 from featlens.comparison.tiles import Pair
 
 __all__ = ["Streamed", "stream"]
@@ -116,7 +117,7 @@ class _Sums:
         norms = np.empty((len(self.sites), stop - start))
         for index, site in enumerate(self.sites):
             block = self.shifted(site, start, stop)
-            norms[index] = np.einsum("ij,ij->i", block, block)
+            norms[index] = squared_norms(block)
             site.total += block.sum(axis=0, dtype=np.float64)
             blocks.append(device.put(block))
         self.squares += norms @ norms.T
@@ -131,6 +132,7 @@ class _Sums:
         """Rows about the provisional mean, scaled."""
         raw = np.asarray(site.handle.read(start, stop))
         require_finite(raw, site.handle.label, start)
+        raw = raw.astype(np.result_type(raw, self.dtype), copy=False)
         block = (raw - site.origin) / raw.dtype.type(site.scale)
         return np.asarray(block, dtype=self.dtype)
 
@@ -201,7 +203,7 @@ class _Centre:
         both, traces = self.norms(a, b), self.trace[a] * self.trace[b]
         found = float(similarity(formula, self.n, full - both, traces, both))
         scale = full / (self.n * (self.n - 3))
-        return 0.0 if a == b and found <= 1e-7 * scale else found
+        return 0.0 if a == b and found <= ROUNDING[self.sums.dtype] * scale else found
 
     def weighted(self, a: int, b: int) -> Floats:
         """X'l: centred rows of a times the squared norms of b, summed."""
@@ -231,6 +233,7 @@ class _Centre:
 
     def _anchor_rows(self, site: _Site, mean: Floats, anchors: NDArray[np.int64]) -> Floats:
         raw = gather(site.handle, anchors)
+        raw = raw.astype(np.result_type(raw, self.sums.dtype), copy=False)
         return np.asarray((raw - site.origin) / raw.dtype.type(site.scale) - mean, dtype=np.float64)
 
     def _left_out(

@@ -74,7 +74,7 @@ class KendallRSA:
 
     def combine(self, a: Array, b: Array) -> float:
         """Tau-b of the entries above the diagonals."""
-        from scipy.stats import kendalltau  # type: ignore[import-untyped]
+        from scipy.stats import kendalltau
 
         first, second = (_numpy(upper(ranked)) for ranked in (a, b))
         if np.isnan(first).any() or np.isnan(second).any():

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from featlens.comparison.result import Comparison
 from featlens.report.embedding_section import EmbeddingRequest, embedding_section
-from featlens.report.facts import compared, lead, provenance, warning_list, warnings
+from featlens.report.facts import compared, lead, provenance, title, warning_list, warnings
 from featlens.report.linked import Linked
 from featlens.report.page import Page, note
 
@@ -76,9 +76,7 @@ def comparison_report(
         Called with a line of text before what takes long.
     """
     request = EmbeddingRequest.settle(comparison, embedding, embed_site, embed_sigma, rows, seed)
-    names = list(dict.fromkeys(name for pair in comparison.pairs for name in pair))
-    title = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 4 else f"{len(names)} models"
-    page = Page(f"{title}, site by site", lead(comparison))
+    page = Page(title(comparison), lead(comparison))
     page.use("comparison.css", "comparison_figures.js", "comparison.js", "embedding.js")
     linked = Linked(comparison)
     said = warning_list(comparison)
@@ -105,7 +103,7 @@ def comparison_report(
         note(
             "For each site of the first model, the site of the second that is most like it. Stars: family-wise p "
             "at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites of a noise "
-            "level. q: false discovery rate over the whole comparison."
+            "level. q: false discovery rate over all cells of a measure and pair."
         ),
         linked.matches(),
         linked.script(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from markupsafe import Markup
 
 from featlens.comparison.panel import Panel
 from featlens.comparison.result import Comparison
+from featlens.report.linked import label
 from featlens.report.page import note, table
 
-__all__ = ["compared", "lead", "provenance", "warning_list", "warnings"]
+__all__ = ["compared", "lead", "provenance", "title", "warning_list", "warnings"]
 
 FIELDS = {
     "file": "file",
@@ -36,13 +38,23 @@ def lead(comparison: Comparison) -> str:
     """One sentence: what was compared with what, where, over how many samples."""
     titles = list(dict.fromkeys(panel.title for panel in comparison.panels))
     names = list(dict.fromkeys(name for pair in comparison.pairs for name in pair))
-    models = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 4 else f"{len(names)} models"
+    models = _listed(names) if len(names) <= 4 else f"{len(names)} models"
     count = len(comparison.levels)
     crossed = any(a != b for a, b in comparison.levels)
     levels = f"{count} {'pair' if crossed else 'noise level'}{'s' if count != 1 else ''}"
     levels += " of noise levels" if crossed else ""
-    said = f"{', '.join(titles)} between the sites of {models}, at {levels}, over {comparison.n} samples."
+    said = f"{_listed(titles)} between the sites of {models}, at {levels}, over {comparison.n} samples."
     return said[:1].upper() + said[1:]
+
+
+def title(comparison: Comparison) -> str:
+    """The heading: the models."""
+    names = list(dict.fromkeys(name for pair in comparison.pairs for name in pair))
+    return f"{_listed(names) if len(names) <= 4 else f'{len(names)} models'}, site by site"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]
 
 
 def warning_list(comparison: Comparison) -> list[str]:
@@ -56,10 +68,19 @@ def warning_list(comparison: Comparison) -> list[str]:
     out = list(comparison.warnings)
     for remark, places in found.items():
         total = sum(count for _, count in places)
-        where = [f"{panel.measure}, {panel.a} and {panel.b}: {count}" for panel, count in places]
-        said = f" ({'; '.join(where)})" if len(comparison.panels) > 1 else ""
-        out.append(f"{total} cell{'s' if total != 1 else ''}: {remark}{said}")
+        where = _where([count for _, count in places], [panel for panel, _ in places], comparison)
+        out.append(f"{total} cell{'s' if total != 1 else ''}: {remark}{where}")
     return out
+
+
+def _where(counts: list[int], panels: list[Panel], comparison: Comparison) -> str:
+    """Which measures and pairs cells belong to, where there are several."""
+    if len(comparison.panels) == 1:
+        return ""
+    if len(panels) == len(comparison.panels) and len(set(counts)) == 1:
+        return f" ({counts[0]} for each measure and pair)"
+    told = [f"{label(panel)}: {count}" for panel, count in zip(panels, counts, strict=True)]
+    return f" ({'; '.join(told)})"
 
 
 def warnings(said: list[str]) -> Markup:
@@ -68,6 +89,11 @@ def warnings(said: list[str]) -> Markup:
         return note("None.", "plain")
     items = Markup("").join(Markup("<li>{}</li>").format(text) for text in said)
     return Markup('<ul class="warnings">{}</ul>').format(items)
+
+
+def _field(key: str, value: Any) -> str:
+    # The folder is among everything that is recorded, at the end of the page.
+    return PurePath(value).name if key == "file" and value else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -84,12 +110,12 @@ def compared(comparison: Comparison) -> list[Markup]:
     sites = {panel.a: panel.sites_a for panel in comparison.panels}
     sites |= {panel.b: panel.sites_b for panel in comparison.panels}
     rows = [
-        [title, *(_text(told.get(key)) for told in models.values())]
-        for key, title in FIELDS.items()
+        [heading, *(_field(key, told.get(key)) for told in models.values())]
+        for key, heading in FIELDS.items()
         if any(told.get(key) is not None for told in models.values())
     ]
     rows.append(["sites compared", *(f"{len(sites.get(name, ()))} sites" for name in models)])
-    parts = [table(["", *models], rows, "Models")]
+    parts = [Markup('<div class="facts">{}</div>').format(table(["", *models], rows, "Models"))]
     parts.append(table(["measure", "values", "intervals", "null level"], _how(comparison), "Computed"))
     settings = [(key, comparison.provenance.get(key)) for key in SETTINGS]
     said = [f"{key} {_text(value)}" for key, value in settings if value is not None]

@@ -210,7 +210,7 @@ class Linked:
             'aria-label="{}">'
         ).format(len(texts) - 1, at, self.name, role, title)
         select = _select(title, options, str(at), self.name, role)
-        return select if len(texts) < 2 else slider + select
+        return select if len(texts) < 2 else Markup('<span class="together">{}{}</span>').format(slider, select)
 
     def _site_menus(self) -> list[Markup]:
         panel, (site_a, site_b) = self.panels[0], self.cell()
@@ -288,7 +288,11 @@ class Linked:
 
     def _match_table(self, panel: Panel, k: int) -> Markup:
         headers = match_headers(panel, self.interval)
-        head = Markup("").join(Markup('<th scope="col">{}</th>').format(text) for text in headers)
+        kinds = _kinds(len(headers))
+        head = Markup("").join(
+            Markup('<th scope="col"{}>{}</th>').format(kind, text)
+            for kind, text in zip(kinds, headers, strict=True)
+        )
         body = Markup("").join(_match_row(row) for row in match_rows(panel, self.level))
         return Markup(
             '<div class="scroll" tabindex="0"><table aria-label="best matches, {}"><thead><tr>{}</tr></thead>'
@@ -296,11 +300,17 @@ class Linked:
         ).format(label(panel), head, body)
 
 
+def _kinds(count: int) -> list[Markup]:
+    """Attributes of the cells of a row: two names, value, stars, numbers."""
+    plain, right = Markup(""), Markup(' class="number"')
+    return [plain, plain, right, plain, *[right] * (count - 4)]
+
+
 def _match_row(row: Sequence[str]) -> Markup:
     first = Markup('<th scope="row">{}</th>').format(row[0])
-    kinds = [Markup("")] + [Markup(' class="number"')] * (len(row) - 3) + [Markup("")]
     rest = Markup("").join(
-        Markup("<td{}>{}</td>").format(kind, cell) for kind, cell in zip(kinds, row[1:], strict=True)
+        Markup("<td{}>{}</td>").format(kind, cell)
+        for kind, cell in zip(_kinds(len(row))[1:], row[1:], strict=True)
     )
     return Markup("<tr>{}{}</tr>").format(first, rest)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from featlens.comparison.panel import Panel
 
 __all__ = ["ALPHA", "STARS", "level_text", "match_headers", "match_rows", "not_above", "number", "p_value"]
@@ -21,7 +23,8 @@ def number(value: float) -> str:
     """
     if not math.isfinite(value):
         return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    # Rounded first, so that nothing reads -0.000.
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def p_value(value: float) -> str:
@@ -53,43 +56,31 @@ def level_text(level: tuple[float, float]) -> str:
     return f"{a:g}" if a == b else f"{a:g} (A) and {b:g} (B)"
 
 
+def _has_ceiling(panel: Panel) -> bool:
+    return bool(np.isfinite(panel.arrays["ceiling"]).any())
+
+
 def match_headers(panel: Panel, interval: str) -> list[str]:
     """Headings of :func:`match_rows`."""
     best = "closest" if panel.direction == "distance" else "best"
-    return [
-        f"site of {panel.a}",
-        f"{best} site of {panel.b}",
-        "value",
-        f"{interval} interval",
-        "null level",
-        "p (family)",
-        "q",
-        "ceiling",
-        "",
-    ]
+    names = [f"site of {panel.a}", f"{best} site of {panel.b}"]
+    numbers = ["value", "", f"{interval} interval", "null level", "p (family)", "q"]
+    return [*names, *numbers, *(["noise ceiling"] if _has_ceiling(panel) else [])]
 
 
 def match_rows(panel: Panel, level: int) -> list[list[str]]:
-    """One row a site of A: its best match, value, interval, null level, p, q, noise ceiling and stars."""
+    """One row a site of A: its best match, value with stars, interval, null level, p, q, noise ceiling if any."""
     rows = []
+    ceiling = _has_ceiling(panel)
     for i, site in enumerate(panel.sites_a):
         j = panel.best(level, i)
         if j is None:
-            rows.append([site, "-", "undefined", *["-"] * 5, ""])
+            rows.append([site, "-", "undefined", "", *["-"] * (5 if ceiling else 4)])
             continue
         at = {name: float(array[level, i, j]) for name, array in panel.arrays.items()}
         low, high = number(at["ci_low"]), number(at["ci_high"])
-        rows.append(
-            [
-                site,
-                panel.sites_b[j],
-                number(at["value"]),
-                "-" if low == high == "-" else f"{low} to {high}",
-                number(at["null"]),
-                p_value(at["p_family"]),
-                p_value(at["q"]),
-                number(at["ceiling"]),
-                stars(at["p_family"]),
-            ]
-        )
+        row = [site, panel.sites_b[j], number(at["value"]), stars(at["p_family"])]
+        row.append("-" if low == high == "-" else f"{low} to {high}")
+        row += [number(at["null"]), p_value(at["p_family"]), p_value(at["q"])]
+        rows.append(row + ([number(at["ceiling"])] if ceiling else []))
     return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featlens import compare, extract
+from featlens.comparison.saved import VERSION
 from featlens.denoiser import EDMDenoiser, weights_digest
 from featlens.errors import FeatlensError
 from featlens.files import make_folder, write_text
@@ -55,6 +56,8 @@ def run_analysis(
         key["teacher"] = json.loads(analysis_paths(study, "teacher")["record"].read_text(encoding="utf-8"))[
             "weights_digest"
         ]
+        # Comparisons of an earlier layout, without confidence intervals, are made again.
+        key["comparison"] = VERSION
     wanted = [paths["features"], paths["probe"]] + ([paths["comparison"]] if name != "teacher" else [])
     if _done(paths, key) and all(path.exists() for path in wanted):
         return

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from featlens_trainers.config import to_mapping
 from featlens_trainers.presets import StudyConfig
 from featlens_trainers.runs import read_run, read_stats, versions
 
+if TYPE_CHECKING:
+    from featlens import Comparison
+
 __all__ = ["as_json_text", "collect", "summarise", "write_results"]
 
 
@@ -24,6 +27,7 @@ def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None =
     from featlens_trainers.study import Study
 
     students = [_student(study, spec) for spec in Study(study, config).students()]
+    features, unreadable = _features(study, config)
     controls = {
         name: read_run(study / name) for name in ("classifier", "teacher", "single_sigma", "map_regressed")
     }
@@ -43,8 +47,8 @@ def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None =
         },
         "students": students,
         "summary": summarise(students),
-        "features": _features(study, config),
-        "failed": dict(failed or {}),
+        "features": features,
+        "failed": unreadable | dict(failed or {}),
         "sessions": _json(study / "sessions.json", []),
     }
 
@@ -139,32 +143,52 @@ def _share(
     return top / math.log(random["frechet"] / teacher["frechet"])
 
 
-def _features(study: Path, config: StudyConfig) -> dict[str, Any]:
-    """Same-site CKA to the teacher and probe accuracies of every network that was analysed."""
+def _features(study: Path, config: StudyConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """CKA to the teacher and probe accuracies of every network that was analysed; what cannot be read."""
     from featlens import Comparison
+    from featlens.errors import FeatlensError
     from featlens_trainers.study import Study
 
     out: dict[str, Any] = {}
+    unreadable: dict[str, str] = {}
     for name in ["teacher", "untrained", *(spec.name for spec in Study(study, config).students())]:
         paths = analysis_paths(study, name)
         if not paths["record"].exists():
             continue
         entry: dict[str, Any] = {"probe": _json(paths["probe"], {})}
         if paths["comparison"].exists() and name != "teacher":
-            comparison = Comparison.load(paths["comparison"])
-            entry["cka"] = {
-                "sigmas": comparison.data["sigma"].values.tolist(),
-                "sites": comparison.data["site_a"].values.tolist(),
-                "same_site": {
-                    site: np.round(values, 5).tolist() for site, values in comparison.same_site().items()
-                },
-                "value": np.round(comparison.data["value"].values, 4).tolist(),
-                "null_high": np.round(comparison.data["null_high"].values, 4).tolist(),
-                "p_family": np.round(comparison.data["p_family"].values, 4).tolist(),
-                "n": comparison.n,
-            }
+            try:
+                entry["cka"] = _cka(Comparison.load(paths["comparison"]))
+            except FeatlensError as error:
+                unreadable[f"analyse {name}"] = f"{error} (run the study again)"
         out[name] = entry
-    return out
+    return out, unreadable
+
+
+def _cka(comparison: Comparison) -> dict[str, Any]:
+    """Values, intervals and null levels of all pairs of sites, and those of the same site by its name.
+
+    Arrays are lists over (sigma, teacher's site, student's site), those by name over sigma.
+    """
+    panel = comparison.panel()
+    place = {site: j for j, site in enumerate(panel.sites_b)}
+    same = [(site, i, place[site]) for i, site in enumerate(panel.sites_a) if site in place]
+
+    def along(name: str) -> dict[str, Any]:
+        return {site: np.round(panel.arrays[name][:, i, j], 5).tolist() for site, i, j in same}
+
+    return {
+        "sigmas": [level[0] for level in comparison.levels],
+        "sites": list(panel.sites_a),
+        "same_site": along("value"),
+        "same_site_low": along("ci_low"),
+        "same_site_high": along("ci_high"),
+        **{
+            name: np.round(panel.arrays[name], 4).tolist()
+            for name in ("value", "ci_low", "ci_high", "null_high", "p_family")
+        },
+        "n": comparison.n,
+    }
 
 
 def _without_nan(value: Any) -> Any:

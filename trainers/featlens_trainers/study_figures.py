@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featlens_trainers.presets import INITIALISATIONS
 
@@ -35,8 +36,9 @@ CURVE_CAPTION = (
 )
 CKA_CAPTION = (
     "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by "
-    "noise level; band: range over seeds. Light dashes: a network with random weights. Grey dashes: the "
-    "largest 95 % null level of any such cell."
+    "noise level. Band: mean of the 95 % confidence intervals over images, with several seeds from the lowest "
+    "end to the highest. Light dashes: a network with random weights. Grey dashes: the largest 95 % null "
+    "level of any such cell."
 )
 PROBE_CAPTION = (
     "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest "
@@ -93,17 +95,24 @@ def _reference_lines(chart: Any, results: Mapping[str, Any], axis: str) -> None:
 
 
 def _bands(
-    results: Mapping[str, Any], points: Mapping[tuple[str, str, str], tuple[Any, Any]], log: bool
+    results: Mapping[str, Any],
+    points: Mapping[tuple[str, str, str], tuple[Any, Any]],
+    log: bool,
+    ends: Mapping[tuple[str, str, str], tuple[Any, Any]] | None = None,
 ) -> list[Any]:
-    """Line and band of (x, values of shape (seeds, x)) for each group."""
+    """Line and band of (x, values of shape (seeds, x)) for each group.
+
+    The band is the range over seeds, or goes from the lowest to the highest of ``ends``, both (seeds, x).
+    """
     import plotly.graph_objects as go
 
     traces = []
     for key, (x, values) in points.items():
         colour, name = COLOURS[key[0]], _label(key, results)
         middle = np.exp(np.log(np.maximum(values, 1e-9)).mean(axis=0)) if log else values.mean(axis=0)
-        if len(values) > 1:
-            around = np.concatenate([values.max(axis=0), values.min(axis=0)[::-1]])
+        low, high = (ends or {}).get(key, (values, values))
+        around = np.concatenate([high.max(axis=0), low.min(axis=0)[::-1]])
+        if (len(values) > 1 or ends) and np.isfinite(around).all():
             traces.append(
                 go.Scatter(
                     x=[*x, *x[::-1]],
@@ -203,24 +212,21 @@ def cka_by_sigma(results: Mapping[str, Any]) -> Any:
     """Mean same-site CKA with the teacher against sigma."""
     import plotly.graph_objects as go
 
-    points, nulls = {}, []
+    points, ends, nulls = {}, {}, []
     for key, students in _groups(results).items():
         entries = [results["features"].get(student["name"], {}).get("cka") for student in students]
         found = [entry for entry in entries if entry]
         if found:
-            values = [
-                np.nanmean(np.array(list(entry["same_site"].values()), dtype=float), axis=0)
-                for entry in found
-            ]
-            points[key] = (found[0]["sigmas"], np.array(values))
+            points[key] = (found[0]["sigmas"], _over_sites(found, "same_site"))
+            ends[key] = (_over_sites(found, "same_site_low"), _over_sites(found, "same_site_high"))
             nulls += [
                 np.nanmax(np.diagonal(np.array(entry["null_high"], dtype=float), axis1=1, axis2=2))
                 for entry in found
             ]
-    traces = _bands(results, points, log=False)
+    traces = _bands(results, points, log=False, ends=ends)
     untrained = results["features"].get("untrained", {}).get("cka")
     if untrained:
-        values = np.nanmean(np.array(list(untrained["same_site"].values()), dtype=float), axis=0)
+        values = _over_sites([untrained], "same_site")[0]
         traces.append(_reference_trace(untrained["sigmas"], values, "untrained network"))
     chart = go.Figure(traces)
     if nulls and np.isfinite(max(nulls)):
@@ -231,6 +237,21 @@ def cka_by_sigma(results: Mapping[str, Any]) -> Any:
         legend=LEGEND,
     )
     return chart
+
+
+def _over_sites(found: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """Mean over sites, of shape (students, sigma).
+
+    The mean of the intervals' ends is a conservative interval of the mean: it is right if all sites err
+    together, and too wide if they do not.
+    """
+    rows = [np.array(list(entry[name].values()), dtype=np.float64) for entry in found]
+    known = [np.isfinite(row) for row in rows]
+    sums = [np.where(there, row, 0.0).sum(axis=0) for there, row in zip(known, rows, strict=True)]
+    counts = [there.sum(axis=0) for there in known]
+    return np.array(
+        [np.where(n > 0, total / np.maximum(n, 1), np.nan) for n, total in zip(counts, sums, strict=True)]
+    )
 
 
 def probe_by_sigma(results: Mapping[str, Any]) -> Any:

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from featlens.files import make_folder, write_bytes
 from featlens.report import Page, explorer, figure, image, note, table
-from featlens.report.comparison import panel
 from featlens.report.page import png
 from featlens_trainers import study_figures as figures
 from featlens_trainers.presets import StudyConfig
@@ -218,9 +217,7 @@ def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> No
         cka = results["features"].get(name, {}).get("cka")
         if cka:
             for index, sigma in enumerate(cka["sigmas"]):
-                key = f"{short}|{sigma:g}"
-                arrays = (cka[name][index] for name in ("value", "null_high", "p_family"))
-                panels[key] = panel(cka["sites"], cka["sites"], *arrays)
+                panels[f"{short}|{sigma:g}"] = _cka_panel(cka, index)
     if not panels:
         return
     n = next(entry["cka"]["n"] for entry in results["features"].values() if "cka" in entry)
@@ -238,11 +235,32 @@ def _features(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> No
             ["student", "sigma"],
             "CKA of every teacher site with every student site. Grey: not above the null of "
             f"{config.features.permutations} permutations of the images (family-wise p above 0.05). Hover "
-            "for values. They carry a null level but no confidence interval.",
+            "for values with 95 % confidence intervals over images and null levels.",
             ("student site", "teacher site"),
             "CKA",
         ),
     )
+
+
+def _cka_panel(cka: Mapping[str, Any], level: int) -> dict[str, Any]:
+    """Heat map of one student at one noise level; cells that are not above their null are left grey."""
+    names = ("value", "ci_low", "ci_high", "null_high", "p_family")
+    value, low, high, null, p = (np.array(cka[name][level], dtype=np.float64) for name in names)
+
+    def text(i: int, j: int) -> str:
+        return (
+            f"CKA {_number(value[i, j])} (95 % interval {_number(low[i, j])} to {_number(high[i, j])})<br>"
+            f"null: 95 % below {_number(null[i, j])}<br>family-wise p {_number(p[i, j])}"
+        )
+
+    sites = cka["sites"]
+    places = range(len(sites))
+    return {
+        "x": sites,
+        "y": sites,
+        "z": np.where(np.nan_to_num(p, nan=0.0) > 0.05, np.nan, value),
+        "text": [[text(i, j) for j in places] for i in places],
+    }
 
 
 def _probes(page: Page, results: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ const featlensPlain = text => String(text).replaceAll("&", "&amp;").replaceAll("
 const featlensShort = (text, most) =>
   text.length <= most ? text : text.slice(0, Math.ceil(most / 2) - 1) + "\u2026" + text.slice(1 - Math.floor(most / 2));
 const featlensNumber = value =>
-  value === null ? "-" : Math.abs(value) >= 100 ? value.toPrecision(4) : value.toFixed(3);
+  value === null ? "-" : Math.abs(value) >= 100 ? value.toPrecision(4) : (Math.round(value * 1000) / 1000 + 0).toFixed(3);
 const featlensP = value => value === null ? "-" : value < 0.001 ? value.toPrecision(2) : value.toFixed(3);
 
 function featlensAt(panel, name, place) {
@@ -56,7 +56,7 @@ function featlensLines(spec, panel, place) {
 function featlensTicks(names, pixels, most, apart) {
   const step = Math.max(1, Math.ceil(names.length * apart / Math.max(pixels, 60)));
   const tickvals = names.map((_, index) => index).filter(index => index % step === 0);
-  return { tickmode: "array", tickvals, ticktext: tickvals.map(index => featlensPlain(featlensShort(names[index], most))) };
+  return { tickmode: "array", ticklabeloverflow: "allow", tickvals, ticktext: tickvals.map(index => featlensPlain(featlensShort(names[index], most))) };
 }
 
 function featlensMark(row, column) {
@@ -81,10 +81,10 @@ function featlensHeat(spec, panel, grid, width) {
     });
     z.push(shown); grey.push(left); text.push(said);
   });
-  const tall = Math.min(620, Math.max(200, grid.rows.length * 24));
   const longest = names => Math.min(most, Math.max(...names.map(name => name.length)));
   const slanted = longest(grid.columns) > 5;
   const below = slanted ? longest(grid.columns) * 5.5 + 48 : 52, left = longest(grid.rows) * 7.6 + (narrow ? 12 : 38);
+  const tall = Math.min(620, Math.max(180, (width - left - 14) * grid.rows.length / grid.columns.length));
   const shade = featlensInk("--grey"), common = { type: "heatmap", text, hoverinfo: "text", hoverongaps: false, xgap: 1, ygap: 1 };
   const data = [
     Object.assign({ z, zmin: panel.range[0], zmax: panel.range[1], colorscale: "Viridis", reversescale: panel.distance,
@@ -95,14 +95,14 @@ function featlensHeat(spec, panel, grid, width) {
   ];
   const axis = { showgrid: false, zeroline: false, ticks: "", fixedrange: narrow };
   const layout = {
-    height: tall + below + 74, margin: { l: left, r: 14, t: 74, b: below, pad: 4 }, hovermode: "closest", dragmode: narrow ? false : "zoom", showlegend: false,
+    height: tall + below + 68, margin: { l: left, r: 14, t: 68, b: below, pad: 4 }, hovermode: "closest", dragmode: narrow ? false : "zoom", showlegend: false,
     shapes: grid.marked ? featlensMark(...grid.marked) : [],
     xaxis: Object.assign({ range: [-0.5, grid.columns.length - 0.5], title: { text: featlensPlain(featlensShort(grid.titles[1], 44)) }, tickangle: slanted ? -45 : 0 },
       axis, featlensTicks(grid.columns, width - left - 14, most, slanted ? 17 : 34)),
     yaxis: Object.assign({ range: [grid.rows.length - 0.5, -0.5], title: { text: narrow ? "" : featlensPlain(featlensShort(grid.titles[0], 44)) } },
       axis, featlensTicks(grid.rows, tall, most, 15))
   };
-  return { data, layout };
+  return { data, layout, config: { displayModeBar: !narrow, modeBarButtons: [["toImage", "resetScale2d"]] } };
 }
 
 // Outline of the bands between low and high: one closed piece for each run of points that have both.
@@ -141,9 +141,10 @@ function featlensCurve(spec, panel, x, places, others, chosen) {
   return { data, range: [low - pad, high + pad] };
 }
 
-function featlensCurveLayout(panel, range, xaxis, below, height) {
-  return { height, showlegend: false, hovermode: "closest", dragmode: false, margin: { l: 52, r: 14, t: 12, b: below },
+function featlensCurveFigure(data, range, xaxis, below, height, left = 52) {
+  const layout = { height, showlegend: false, hovermode: "closest", dragmode: false, margin: { l: left, r: 14, t: 12, b: below },
     xaxis: Object.assign({ fixedrange: true, zeroline: false }, xaxis), yaxis: { range, fixedrange: true, zeroline: false, nticks: 6 } };
+  return { data, layout, config: { displayModeBar: false } };
 }
 
 // Same site (or, where names differ, best match) by depth.
@@ -154,8 +155,9 @@ function featlensDepth(spec, panel, level, cell, width) {
   const { data, range } = featlensCurve(spec, panel, names.map((_, k) => k), places, [], chosen);
   const most = width < 480 ? 15 : 26, longest = Math.min(most, Math.max(...names.map(name => name.length)));
   const xaxis = Object.assign({ range: [-0.5, names.length - 0.5], tickangle: longest > 5 ? -45 : 0, showgrid: false }, featlensTicks(names, width - 66, most, longest > 5 ? 17 : 34));
-  const below = longest > 5 ? longest * 5.5 + 20 : 30;
-  return { data, layout: featlensCurveLayout(panel, range, xaxis, below, 210 + below) };
+  // A slanted label reaches to the left of its tick.
+  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, Math.min(most, names[0].length) * 5.5 - width / names.length / 3) : 52;
+  return featlensCurveFigure(data, range, xaxis, below, 210 + below, left);
 }
 
 function featlensDepthPairs(panel, level) {
@@ -169,9 +171,9 @@ function featlensBySigma(spec, panel, level, cell, width) {
   const { data, range } = featlensCurve(spec, panel, x, places(cell), panel.same.map(places), level);
   const step = Math.ceil(x.length * 44 / Math.max(width - 66, 60)), shown = x.map((_, k) => k).filter(k => k % step === 0);
   const xaxis = { type: log ? "log" : "linear", title: { text: "sigma" }, tickmode: "array", tickvals: shown.map(k => x[k]), ticktext: shown.map(k => spec.told[k][0]), minor: { ticks: "" } };
-  const layout = featlensCurveLayout(panel, range, xaxis, 46, 256);
-  layout.shapes = [{ type: "line", x0: x[level], x1: x[level], yref: "paper", y0: 0, y1: 1, layer: "below", line: { color: featlensInk("--soft"), width: 1 } }];
-  return { data, layout };
+  const figure = featlensCurveFigure(data, range, xaxis, 46, 256);
+  figure.layout.shapes = [{ type: "line", x0: x[level], x1: x[level], yref: "paper", y0: 0, y1: 1, layer: "below", line: { color: featlensInk("--soft"), width: 1 } }];
+  return figure;
 }
 
 // One pair of sites at every sigma of A and every sigma of B.

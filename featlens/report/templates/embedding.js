@@ -17,7 +17,7 @@ function featlensEmbedding(id, spec) {
     const name = [now.a, now.b][side], symbol = ["circle", "diamond"][side], groups = kinds(now.labels);
     const said = k => featlensPlain(name) + "<br>sample " + now.ids[k] + (now.labels === null ? "" : "<br>label " + now.labels[k]);
     const trace = (list, marker, extra) => Object.assign({ type: "scatter", mode: "markers", x: list.map(k => coordinates[side][0][k]), y: list.map(k => coordinates[side][1][k]), text: list.map(said), hoverinfo: "text",
-      marker: Object.assign({ symbol, size: narrow ? 5 : 7, opacity: 0.8, line: { width: side ? 0.8 : 0, color: featlensInk("--ink") } }, marker) }, extra);
+      marker: Object.assign({ symbol, size: narrow ? 5 : 7, opacity: 0.8, line: { width: side ? 0.6 : 0, color: featlensInk("--ink") } }, marker) }, extra);
     const all = now.ids.map((_, k) => k);
     if (groups === null) return [trace(all, { color: now.labels, colorscale: "Viridis", showscale: side === 0, colorbar: { title: { text: "label" }, thickness: 11 } }, { showlegend: false })];
     return groups.map(({ label, colour }) => {
@@ -38,8 +38,8 @@ function featlensEmbedding(id, spec) {
     const height = narrow ? 460 : 620, axis = { showticklabels: false, ticks: "", zeroline: false, fixedrange: narrow };
     place.style.height = height + "px";
     return { data, layout: { height, hovermode: "closest", dragmode: narrow ? false : "zoom", margin: { l: 12, r: 12, t: 12, b: 12 },
-      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", title: { text: now.labels === null ? "" : "label " }, itemsizing: "constant", tracegroupgap: 0 },
-      xaxis: Object.assign({}, axis), yaxis: Object.assign({ scaleanchor: "x", scaleratio: 1 }, axis) } };
+      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", itemsizing: "constant", tracegroupgap: 0 },
+      xaxis: Object.assign({}, axis), yaxis: Object.assign(control("method").value === "pca" ? { scaleanchor: "x", scaleratio: 1 } : {}, axis) }, config: { displayModeBar: !narrow, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] } };
   });
 
   function count(numbers) {
@@ -53,7 +53,7 @@ function featlensEmbedding(id, spec) {
     const now = entry(), methods = Object.keys(now.points), select = control("method");
     for (const option of select.options) option.disabled = !methods.includes(option.value);
     if (!methods.includes(select.value)) select.value = methods[0];
-    part("key").textContent = "Circles: " + now.a + ", " + now.site_a + ". Diamonds: " + now.b + ", " + now.site_b + ". " + now.said;
+    part("key").textContent = "Circles: " + now.a + ", " + now.site_a + ". Diamonds: " + now.b + ", " + now.site_b + ". " + (now.labels === null ? "" : "Colour: label. ") + now.said;
     part("facts").textContent = now.facts[select.value];
     featlensDraw(place.id);
     if (part("numbers").open) count(part("numbers"));
