@@ -18,7 +18,7 @@ HEADER = """\
 # A constraint installs nothing by itself. Releases that need a newer Python than 3.10 carry a marker;
 # where it does not hold, pip chooses.
 # To make this file anew, in a clean environment of its own:
-#   pip install '.[diffusers,trackers,slurm,export,notebooks,docs,dev]' captum umap-learn
+#   pip install '.[diffusers,trackers,slurm,export,notebooks,docs,dev]' captum
 #   python .ci/freeze.py > constraints.txt
 """
 

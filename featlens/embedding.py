@@ -49,8 +49,8 @@ class Embedding:
     shown: float
     """Share of the variance of the aligned components that the two axes show; NaN for UMAP."""
     residual: float
-    """Share of the variance of both sides that no rotation brings to agreement: 0 if they agree up to rotation
-    and scale, at most 1."""
+    """Share of the variance of both sides that no rotation brings to agreement: 0 if they agree up to
+    rotation and scale, at most 1."""
     residual_null: float
     """Mean of the same where the samples of y are permuted: what unrelated features would leave."""
 
@@ -79,10 +79,10 @@ def embed_pair(
 ) -> Embedding:
     """Both feature sets in one plane, y turned onto x.
 
-    Each side is centred, reduced to its leading principal components (at most 50) and divided by its norm; y is
-    turned onto x by the orthogonal map that leaves the least (orthogonal Procrustes, the narrower side padded
-    with zeros); then one PCA, or one UMAP, is fitted to all 2n rows. So distances between points of different
-    sides mean something, as far as ``residual`` is well below ``residual_null``.
+    Each side is centred, reduced to its leading principal components (at most 50) and divided by its norm; y
+    is turned onto x by the orthogonal map that leaves the least (orthogonal Procrustes, the narrower side
+    padded with zeros); then one PCA, or one UMAP, is fitted to all 2n rows. So distances between points of
+    different sides mean something, as far as ``residual`` is well below ``residual_null``.
 
     Parameters
     ----------

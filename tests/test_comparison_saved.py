@@ -246,8 +246,8 @@ CHANGES = [
     "no version", "version of words", "no samples", "negative samples", "no panels", "panels of nothing",
     "too many panels", "no JSON", "deep JSON", "provenance of a list", "warnings of numbers",
     "levels of words", "huge levels", "another number of levels", "another number of sites",
-    "sites of numbers", "unknown direction", "bounds of words", "how of numbers", "missing array", "array of words",
-    "array elsewhere", "array under two names", "array that is not stored",
+    "sites of numbers", "unknown direction", "bounds of words", "how of numbers", "missing array",
+    "array of words", "array elsewhere", "array under two names", "array that is not stored",
 ]  # fmt: skip
 
 

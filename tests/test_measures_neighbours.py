@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from featlens.errors import UsageError
-from featlens.measures import cknna, jaccard_knn, mutual_knn
+from featlens.measures import cknna, jaccard_knn, mutual_knn, resolve
 from featlens.measures.neighbours import neighbour_weights
 
 MEASURES = [mutual_knn, jaccard_knn, cknna]
@@ -161,3 +161,8 @@ def test_k_must_fit(rng, function):
     with pytest.raises(UsageError, match=f"{name}: unknown metric 'cosin': did you mean 'cosine'"):
         function(x, x, 3, "cosin")
     assert function(x, x, 9) == pytest.approx(1, abs=1e-12)
+
+
+def test_the_smallest_number_of_samples_follows_k():
+    for function in MEASURES:
+        assert [resolve(f"{function.__name__}({told})").least for told in ("", "k=3")] == [12, 5]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
-from featlens import compare
-from featlens.report import Page, comparison_report, explorer, figure, image, note, table
-from featlens.report.comparison import comparison_panels, panel
+from featlens.report import Page, explorer, figure, image, note, table
+from featlens.report.comparison import panel
 from featlens.report.page import png
 
 EVIL = "<script>alert(1)</script>"
@@ -99,6 +97,18 @@ def test_a_menu_value_is_the_key_of_its_panel(parse_page: Any) -> None:
     assert list(page.figures("featlensExplorer")[0]["panels"]) == list(panels)
 
 
+def test_scripts_and_styles_come_once_and_in_order(parse_page: Any) -> None:
+    made = Page("T", "L")
+    made.use("comparison.css", "comparison_figures.js", "comparison.js")
+    made.use("comparison.css", "comparison_figures.js", "embedding.js")
+    text = made.html()
+    scripts = parse_page(text).scripts
+    starts = ["function featlensLines(", "function featlensComparison(", "function featlensEmbedding("]
+    at = [next(k for k, script in enumerate(scripts) if start in script) for start in starts]
+    assert at == sorted(at) and len(scripts) == 5
+    assert text.partition("</head>")[0].count(".columns { display: grid") == 1
+
+
 # --- parts --------------------------------------------------------------------------------------------------
 
 
@@ -148,35 +158,6 @@ def test_writing_replaces_the_page_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-# --- the report of a comparison -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def arrays(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
-    x = rng.normal(size=(60, 5))
-    sites = {EVIL: x, "enc.conv": rng.normal(size=(60, 4)), "dead": np.ones((60, 3))}
-    return {TRICKY: sites, EVIL: {"enc.conv": sites["enc.conv"] + 0.1, EVIL: rng.normal(size=(60, 6))}}
-
-
-def test_the_report_of_a_comparison(arrays: Any, tmp_path: Path, parse_page: Any) -> None:
-    result = compare(arrays, permutations=20)
-    path = comparison_report(result, tmp_path / "page.html")
-    page = parse_page(path)
-    for word in (TRICKY, "All pairs of sites", "Same site, by noise level", "Provenance", "permutations"):
-        assert word in page.text
-    assert "2 cells are undefined (NaN)" in page.text
-    (heat,) = page.figures("featlensExplorer")
-    shown = np.array(heat["panels"]["0"]["z"], dtype=float)
-    assert shown[1, 0] > 0.9 and np.isnan(shown[2]).all(), "a constant site has no value"
-    assert len(page.figures("featlensPlot")[0]["data"]) == 2
-
-
-def test_a_report_with_several_warnings(arrays: Any, tmp_path: Path, parse_page: Any) -> None:
-    few = {name: {site: x[:20] for site, x in sites.items()} for name, sites in arrays.items()}
-    page = parse_page(compare(few, permutations=0).report(tmp_path / "page.html"))
-    assert "only 20 samples" in page.text and "undefined (NaN)" in page.text
-
-
 def test_cells_below_their_null_are_grey_and_still_explained() -> None:
     value, high = [[0.9, 0.1]], [[0.2, 0.2]]
     heat = panel(["a"], ["b", "c"], value, high, [[0.01, 0.5]])
@@ -185,12 +166,3 @@ def test_cells_below_their_null_are_grey_and_still_explained() -> None:
     # Without permutations nothing is known to be below the null.
     unknown = panel(["a"], ["b", "c"], value, np.full((1, 2), np.nan), np.full((1, 2), np.nan))
     assert unknown["z"].tolist() == value
-
-
-def test_one_panel_a_sigma(tmp_path: Path, make_store: Callable[..., Any]) -> None:
-    for name in ("a", "b"):
-        make_store(tmp_path / f"{name}.h5", sigmas=(0.05, 2.5), seed=ord(name))
-    result = compare({name: tmp_path / f"{name}.h5" for name in ("a", "b")}, permutations=5)
-    panels = comparison_panels(result)
-    assert list(panels) == ["0.05", "2.5"]
-    assert panels["2.5"]["x"] == panels["2.5"]["y"] == ["enc.conv", "dec.conv"]

@@ -90,13 +90,43 @@ def test_the_grid_of_a_student_shows_its_own_samples(tiny_study: Path) -> None:
 def test_there_is_a_curve_for_every_initialisation(page: Any, results: Any) -> None:
     final, frechet, kid, cka, probes = page.figures("featlensPlot")
     for chart in (frechet, kid, cka, probes):
-        assert set(INITS) <= {trace["name"] for trace in chart["data"]}
+        assert set(INITS) <= {trace.get("name") for trace in chart["data"]}
     assert {name for trace in final["data"] for name in trace["y"]} == set(INITS)
-    assert "untrained network" in {trace["name"] for trace in cka["data"]}
+    assert "untrained network" in {trace.get("name") for trace in cka["data"]}
     assert "the teacher itself" in {trace["name"] for trace in probes["data"]}
     assert frechet["layout"]["yaxis"]["type"] == "log"
     said = [annotation["text"] for annotation in frechet["layout"]["annotations"]]
     assert said == ["training images", "teacher, Heun steps"]
+
+
+def test_the_band_of_same_sites_is_the_mean_of_their_intervals(results: Any) -> None:
+    chart = study_figures.cka_by_sigma(results)
+    for init in INITS:
+        cka = results["features"][f"student-{init}-random-reverse_kl-s0"]["cka"]
+        (band,) = [trace for trace in chart.data if trace.fill and trace.legendgroup == init]
+        ends = [np.mean(list(cka[f"same_site_{end}"].values()), axis=0) for end in ("low", "high")]
+        np.testing.assert_allclose(band.y, [*ends[1], *ends[0][::-1]])
+        for site, values in cka["same_site"].items():
+            assert np.all(np.array(cka["same_site_low"][site]) <= values)
+            assert np.all(np.array(cka["same_site_high"][site]) >= values)
+
+
+def test_with_several_seeds_the_band_goes_from_the_lowest_end_to_the_highest(results: Any) -> None:
+    several = copy.deepcopy(results)
+    name = "student-random-random-reverse_kl-s0"
+    (first,) = [student for student in several["students"] if student["name"] == name]
+    several["students"].append(first | {"name": "other", "seed": 1})
+    other = copy.deepcopy(several["features"][name])
+    for key in ("same_site", "same_site_low", "same_site_high"):
+        other["cka"][key] = {site: [v + 0.01 for v in values] for site, values in other["cka"][key].items()}
+    several["features"]["other"] = other
+    one, two = (study_figures.cka_by_sigma(found) for found in (results, several))
+    narrow, wide = (
+        next(t for t in chart.data if t.fill and t.legendgroup == "random").y for chart in (one, two)
+    )
+    half = len(narrow) // 2
+    np.testing.assert_allclose(wide[:half], np.array(narrow[:half]) + 0.01)
+    np.testing.assert_allclose(wide[half:], narrow[half:])
 
 
 def test_there_is_a_heat_map_for_every_student_and_sigma(page: Any, results: Any) -> None:
@@ -104,6 +134,7 @@ def test_there_is_a_heat_map_for_every_student_and_sigma(page: Any, results: Any
     names = [*INITS, "untrained network"]
     assert list(cka["panels"]) == [f"{name}|{sigma}" for name in names for sigma in ("0.5", "2.5")]
     for panel in cka["panels"].values():
+        assert "95 % interval" in panel["text"][0][0] and "null: 95 % below" in panel["text"][0][0]
         assert panel["x"] == panel["y"] and len(panel["x"]) > 5
         assert np.array(panel["z"], dtype=float).shape == (len(panel["y"]), len(panel["x"]))
     assert set(probes["panels"]) == {*INITS, "untrained network", "the teacher itself"}
@@ -229,6 +260,27 @@ def test_what_is_not_a_number_is_null_in_the_results(study: Study, tmp_path: Pat
         page = parse_page(write_report(study.folder, study.config, kind))
         assert page.figures("featlensExplorer")[0]["panels"]["random|0.5"]["z"][0][0] is None
         assert result_lines(kind)
+
+
+def test_a_comparison_of_an_earlier_layout_is_named_and_made_again(study: Study, parse_page: Any) -> None:
+    import h5py
+
+    name = "student-random-random-reverse_kl-s0"
+    path = study.folder / "features" / f"{name}-vs-teacher.nc"
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = 1
+    found = collect(study.folder, study.config)
+    assert "cka" not in found["features"][name] and found["features"][name]["probe"]
+    assert list(found["failed"]) == [f"analyse {name}"]
+    page = parse_page(write_report(study.folder, study.config, found))
+    assert "compare again (run the study again)" in page.text
+    record = path.parent / f"{name}-analysis.json"
+    record.write_text(
+        json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "comparison"})
+    )
+    study.run(jobs=0)
+    again = collect(study.folder, study.config)
+    assert "cka" in again["features"][name] and not again["failed"]
 
 
 # --- half-finished studies ----------------------------------------------------------------------------------

@@ -268,13 +268,20 @@ def _write(args: argparse.Namespace, result: Comparison, files: dict[str, Path])
     options: dict[str, Any] = {"embedding": args.embedding, "embed_sigma": args.embed_sigma}
     options["embed_site"] = args.embed_site and [embed_site(word) for word in args.embed_site]
     given = {name: value for name, value in options.items() if value is not None}
-    result.report(args.out, models=files, progress=_say, **given)
+    result.report(args.out, models=files, progress=_say_on_a_terminal, **given)
 
 
 def _say(text: str) -> None:
     import sys
 
     print(f"featlens compare: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _say_on_a_terminal(text: str) -> None:
+    import sys
+
+    if sys.stderr.isatty():
+        _say(text)
 
 
 def _warn(result: Comparison) -> None:

@@ -32,7 +32,7 @@ SUMMARIES = {
     "extract": "store the activations of a model in a feature file",
     "merge": "make one feature file of the shards of several processes",
     "inspect": "show what a feature file or a model holds",
-    "compare": "compare two feature files site by site",
+    "compare": "compare feature files or models site by site",
     "geometry": "rank, dimension and dead units of a feature file",
     "probe": "linear probes over site x sigma of a feature file",
     "report": "write the report of a study again",

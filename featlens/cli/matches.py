@@ -84,6 +84,8 @@ class _Column:
     is_name: bool = False
     dropped: int = 0
     """In which turn a narrow terminal goes without it; 0 for never."""
+    short: str = ""
+    """Title where every letter counts."""
 
     @property
     def width(self) -> int:
@@ -127,11 +129,9 @@ def _columns(result: Comparison, panel: Panel) -> list[_Column]:
     sigma, sigma_b = _Column("sigma"), _Column("of B")
     site_a, site_b = _Column("site of A", is_name=True), _Column("best of B", is_name=True)
     value, interval = _Column("value"), _Column(f"{_percent(result)} interval".strip(), dropped=3)
-    null, ceiling = (
-        _Column(f"null {95 if panel.direction == 'similarity' else 5}%", dropped=2),
-        _Column("ceiling", dropped=1),
-    )
-    p, mark = _Column("p family"), _Column("", is_name=True)
+    percent = 95 if panel.direction == "similarity" else 5
+    null, ceiling = _Column(f"null {percent}%", dropped=2, short="null"), _Column("ceiling", dropped=1)
+    p, mark = _Column("p family", short="p fam"), _Column("", is_name=True)
     for level, (low, high) in enumerate(result.levels):
         for i, name in enumerate(panel.sites_a):
             j = panel.best(level, i)
@@ -167,6 +167,9 @@ def _fit(columns: list[_Column], width: int | None) -> None:
         ]
         return width - sum(widths) - 2 * (len(widths) - 1)
 
+    if spare() < 0:
+        for column in columns:
+            column.title = column.short or column.title
     shortest = max(SHORTEST, *(len(column.title) for column in names))
     for column in sorted((column for column in columns if column.dropped), key=lambda one: one.dropped):
         if spare(shortest) < 0:
@@ -221,4 +224,4 @@ def _number(value: float) -> str:
 def _probability(value: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{value:.3f}" if value >= 9.995e-4 else f"{value:.1g}"
+    return f"{value:.3f}" if value >= 5e-4 else "<.001"

@@ -64,7 +64,8 @@ def _reliability(
 ) -> dict[tuple[int, float], Floats]:
     """By (measure, sigma): (sites,) similarity of each site with itself under the other draw."""
     side = request.sides[name]
-    sigmas = sorted({sigma for pair, _ in _uses(request, name) for sigma in pair})
+    # In the order of the request, which is that of arrays of several noise levels.
+    sigmas = list(dict.fromkeys(_uses(request, name)))
     other = open_sides(stack, {OTHER: source}, sigmas)[OTHER]
     other.subset = side.subset
     _require_other_draw(side, other, allowed)
@@ -91,15 +92,15 @@ def _reliability(
     }
 
 
-def _uses(request: Request, name: str) -> list[tuple[tuple[float, ...], int]]:
+def _uses(request: Request, name: str) -> list[float]:
     """Noise levels at which a model is looked at."""
-    out = []
-    for number, (a, b) in enumerate(request.pairs):
-        for low, high in request.levels:
-            used = tuple(sigma for model, sigma in ((a, low), (b, high)) if model == name)
-            if used:
-                out.append((used, number))
-    return out
+    return [
+        sigma
+        for pair in request.pairs
+        for level in request.levels
+        for model, sigma in zip(pair, level, strict=True)
+        if model == name
+    ]
 
 
 def _require_other_draw(side: Side, other: Side, allowed: bool) -> None:

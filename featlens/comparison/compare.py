@@ -118,8 +118,9 @@ def compare(
             if progress is not None:
                 progress(round(1000 * share), 1000)
 
-        grids = carry_out(request, chosen, report)
+        # Ceilings come first: draws may be refused.
         top = ceilings(stack, request, draws or {}, allow_other_samples)
+        grids = carry_out(request, chosen, report)
         report(1.0)
         panels = [
             _panel(request, chosen.choices[index], bound, pair, [grids[index, number, at] for at in range(

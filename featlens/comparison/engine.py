@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from featlens.comparison.device import Device, open_device
 from featlens.comparison.forms import Form, Kernel, form_of
-from featlens.comparison.jackknife import Sums, standard_errors, values
+from featlens.comparison.jackknife import ILL, Sums, standard_errors, values
 from featlens.comparison.null import orders_for, shifts_of_forms, shifts_of_matrices
-from featlens.comparison.plan import ANCHORS, Choice, ComparisonPlan, split_sites
+from featlens.comparison.plan import (
+    ANCHORS,
+    LEAST_LEFT_OUT,
+    Choice,
+    ComparisonPlan,
+    split_sites,
+    tile_anchors,
+)
 from featlens.comparison.request import Handle, Request
 from featlens.comparison.rows import Rows, gather
 from featlens.comparison.statistics import Tally
@@ -38,6 +45,7 @@ class Grid:
     value: Floats
     error: Floats
     degrees: int
+    precision: str = "float64"
     null: dict[str, Floats] = field(default_factory=dict)
 
 
@@ -79,6 +87,10 @@ def carry_out(request: Request, plan: ComparisonPlan, report: Report) -> dict[tu
             done += 1
         _nulls(request, plan, level, forms, number, out)
     return out
+
+
+def _silent(step: int, total: int) -> None:
+    """No report: the stage was counted already."""
 
 
 def _stage(report: Report, done: int, size: int, stages: int) -> Callable[[int, int], None]:
@@ -145,18 +157,36 @@ def _tiles(
         (np.asarray(_bandwidths(request, level, kernel, MEDIAN_ROWS)) / scales).tolist() for kernel in kernels
     ]
     widths = [[width if width > 0 else 1.0 for width in each] for each in widths]
-    leave_out = request.intervals and request.n >= 6
-    moments = accumulate(rows, level.pairs, kernels, widths, leave_out, report)
+    anchors = anchors_of(request, tile_anchors(request, len(kernels)))
+    moments = accumulate(rows, level.pairs, kernels, widths, anchors, report)
+    every = [Sums(form, moments[kernels.index(form.kernel)], precision) for form in wanted]
+    if _redo(precision, min(sums.share() for sums in every), device):
+        return _tiles(request, level, forms, "float64", device, _silent)
     out = {}
-    for index, form in enumerate(wanted):
+    for index, (form, sums) in enumerate(zip(wanted, every, strict=True)):
         which = kernels.index(form.kernel)
-        sums = Sums(form, moments[which], precision)
-        errors = standard_errors(rows, sums, level.pairs, widths[which]) if leave_out else None
+        errors = None
+        if anchors is not None:
+            errors = standard_errors(rows, sums, level.pairs, widths[which], anchors)
         for pair, groups in enumerate(level.pairs):
             value = values(sums, pair, groups)
             error = errors[pair] if errors is not None else np.full(value.shape, np.nan)
-            out[index, pair] = Grid(value, error, request.n - 1)
+            degrees = 1 if anchors is None else len(anchors) - 1
+            out[index, pair] = Grid(value, error, degrees, precision)
     return out
+
+
+def anchors_of(request: Request, most: int) -> NDArray[np.int64] | None:
+    """Samples that are left out in turn, all or some at random; None without intervals."""
+    if not request.intervals or request.n < LEAST_LEFT_OUT:
+        return None
+    rng = np.random.default_rng(derive(request.seed, "anchors"))
+    return np.sort(rng.permutation(request.n)[:most])
+
+
+def _redo(precision: str, share: float, device: Device) -> bool:
+    """Whether float32 was not enough: a few samples far from all others, say, or all equally far apart."""
+    return precision == "float32" and share < ILL and not device.half_precision
 
 
 def _features(
@@ -167,34 +197,34 @@ def _features(
     device: Device,
     report: Callable[[int, int], None],
 ) -> list[Grid]:
-    anchors = None
-    if request.intervals:
-        rng = np.random.default_rng(derive(request.seed, "anchors"))
-        anchors = np.sort(rng.permutation(request.n)[:ANCHORS])
-    grids, done = [], 0
-    for a, b in level.pairs:
+    anchors = anchors_of(request, ANCHORS)
+    grids, done, precision = [], 0, choice.precision
+    parts = [_groups(request, level.handles[a], level.handles[b]) for a, b in level.pairs]
+    steps = sum(map(len, parts))
+    for (a, b), groups in zip(level.pairs, parts, strict=True):
         left, right = level.handles[a], level.handles[b]
-        groups = split_sites(
-            [handle.width for handle in left], [handle.width for handle in right], 0.6 * request.memory
-        )
         value, error = (np.full((len(left), len(right)), np.nan) for _ in range(2))
-        for rows, columns in groups or []:
+        for rows, columns in groups:
             some = [*left[rows], *right[columns]]
             middle = rows.stop - rows.start
             pair = (slice(0, middle), slice(middle, len(some)))
-            steps = len(groups or []) * len(level.pairs)
-            start = done
 
-            def advance(step: int, total: int, start: int = start, steps: int = steps) -> None:
+            def advance(step: int, total: int, start: int = done) -> None:
                 report(int(1000 * (start + step / total)), 1000 * steps)
 
-            found = stream(some, pair, [form.formula], request.n, choice.precision, device, anchors, advance)[
-                0
-            ]
+            found = stream(some, pair, [form.formula], request.n, precision, device, anchors, advance)[0]
+            if _redo(precision, found.share, device):
+                precision = "float64"
+                found = stream(some, pair, [form.formula], request.n, precision, device, anchors)[0]
             value[rows, columns], error[rows, columns] = found.value, found.error
             done += 1
-        grids.append(Grid(value, error, min(request.n, ANCHORS) - 1))
+        grids.append(Grid(value, error, min(request.n, ANCHORS) - 1, precision))
     return grids
+
+
+def _groups(request: Request, left: Sequence[Handle], right: Sequence[Handle]) -> list[Pair]:
+    rows, columns = ([handle.width for handle in side] for side in (left, right))
+    return split_sites(rows, columns, 0.6 * request.memory) or []
 
 
 def _prepared(
@@ -299,7 +329,12 @@ def _nulls(
         subset = np.arange(request.n) if rows == request.n else rng.permutation(request.n)[:rows]
         widths = [_bandwidths(request, level, form.kernel, MEDIAN_ROWS) for form in some]
         widths = [[width if width > 0 else 1.0 for width in each] for each in widths]
-        dtype = "float64" if rows <= 512 else "float32"
+        ill = any(
+            plan.choices[index].precision == "float32" and out[index, pair, number].precision == "float64"
+            for index in chosen
+            for pair in range(len(level.pairs))
+        )
+        dtype = "float64" if rows <= 512 or ill else "float32"
         tallies = {
             (index, pair): Tally(out[index, pair, number].value, "similarity")
             for index in chosen

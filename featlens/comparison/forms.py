@@ -49,8 +49,8 @@ class Form:
 
     @property
     def degenerate(self) -> bool:
-        """Whether values of unrelated samples shrink as 1 / n."""
-        return self.formula != "correlation" and not self.root
+        """Whether values of unrelated samples shrink as 1 / n; those that are biased do not where d >> n."""
+        return self.formula == "debiased" and not self.root
 
 
 def form_of(bound: Bound) -> Form | None:

@@ -8,20 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.comparison.forms import Form, Kernel, leave_one_out, ratio, similarity
+from featlens.comparison.entries import Entries, entries_of
+from featlens.comparison.forms import Form, leave_one_out, ratio, similarity
 from featlens.comparison.rows import Rows
-from featlens.comparison.tiles import Moments, Pair, kernel_tile
+from featlens.comparison.tiles import Moments, Pair, inside
 
-__all__ = ["ROUNDING", "Sums", "mixed_products", "finish", "standard_errors", "values"]
+__all__ = ["ILL", "ROUNDING", "Sums", "mixed_products", "finish", "standard_errors", "values"]
 
 Floats = NDArray[np.float64]
 
-ROUNDING = {"float64": 1e-12, "float32": 2e-5}
+ROUNDING = {"float64": 1e-12, "float32": 1e-4}
 """A self-similarity below this fraction of its uncorrected value is rounding error, not a signal.
 
-Rounding of a product is about 1e-7 in float32, but rows that differ by a permutation all err alike: one-hot
-rows come to 1e-5.
+Rounding of a product is about 1e-7 in float32, but in sums of a large and many small equal terms all errors
+have the same sign: one-hot rows come to 3e-5.
 """
+
+
+ILL = 3e-2
+"""Where a self-similarity is a smaller share of its terms than this, float32 leaves no five digits of it."""
 
 
 class Sums:
@@ -41,16 +46,25 @@ class Sums:
 
     def self_similarity(self) -> Floats:
         """(H,) self terms; 0 where there is nothing but rounding."""
+        found, least = self._own()
+        return np.where(found > least, found, 0.0)
+
+    def share(self) -> float:
+        """Smallest share of a self term in what it is the small difference of; 1 where none is."""
+        found, least = self._own()
+        shares = found[least > 0] / (least[least > 0] / ROUNDING[self.dtype])
+        return float(min(1.0, shares.min())) if len(shares) else 1.0
+
+    def _own(self) -> tuple[Floats, Floats]:
+        """(H,) self terms, and what rounding may leave of them where there is none."""
         squares, diagonals = (np.einsum("hn,hn->h", x, x) for x in (self.rows, self.own))
-        totals = self.totals * self.totals
-        found = similarity(self.form.formula, self.n, self.moments.own, totals, squares, diagonals)
+        totals, n = self.totals * self.totals, self.n
+        found = similarity(self.form.formula, n, self.moments.own, totals, squares, diagonals)
         # Samples at equal distances from one another have no self-similarity but rounding errors.
-        scale = self.moments.own + diagonals + totals / self.n**2
-        if self.form.formula == "biased":
-            least = ROUNDING[self.dtype] * scale / self.n**2
-        else:
-            least = ROUNDING[self.dtype] * scale / (self.n * max(self.n - 3, 1))
-        return np.where(np.asarray(found) > least, found, 0.0)
+        scale = ROUNDING[self.dtype] * (self.moments.own + diagonals + totals / n**2)
+        scale += n * (n - 1) * self.moments.noise**2
+        count = n**2 if self.form.formula == "biased" else n * max(n - 3, 1)
+        return np.asarray(found, dtype=np.float64), np.asarray(scale / count)
 
 
 def values(sums: Sums, index: int, pair: Pair) -> Floats:
@@ -68,8 +82,14 @@ def finish(form: Form, value: Any) -> Any:
     return np.sqrt(np.maximum(value, 0)) if form.root else value
 
 
-def mixed_products(rows: Rows, sums: Sums, widths: Sequence[float]) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Block by block: rows as a slice, and (H, rows, H') K~_h s_g there, for row sums s of every site g."""
+def mixed_products(
+    rows: Rows, sums: Sums, widths: Sequence[float], anchors: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[Any]]]:
+    """Products of kernels and row sums, block by block, for the anchors.
+
+    Yields which anchors, which samples these are, and (H, anchors, H') K~_h s_g there for row sums s of every
+    site g.
+    """
     vectors = rows.device.put(np.ascontiguousarray(sums.rows.T).astype(rows.dtype))
     bounds = [(start, min(start + rows.size, rows.n)) for start in rows.starts]
     device, sites = rows.device, range(len(rows.handles))
@@ -79,37 +99,51 @@ def mixed_products(rows: Rows, sums: Sums, widths: Sequence[float]) -> Iterator[
         sum(rows.block(index, number).T @ vectors[slice(*bound)] for number, bound in enumerate(bounds))
         for index in (sites if linear else ())
     ]
-    for number, (start, stop) in enumerate(bounds):
-        part = slice(start, stop)
+    for number, bound in enumerate(bounds):
+        part, chosen = inside(anchors, *bound)
+        if not len(chosen):
+            continue
         rows.hold(number)
-        out = np.empty((len(sites), stop - start, len(sites)), dtype=rows.dtype)
+        samples = anchors[part]
+        out = np.empty((len(sites), len(chosen), len(sites)), dtype=rows.dtype)
         for index in sites:
+            block = rows.block(index, number)
+            if len(chosen) < bound[1] - bound[0]:
+                block = device.xp.take(block, device.put(chosen), axis=0)
             if linear:
-                whole = device.get(rows.block(index, number) @ inner[index])
-                out[index] = whole - sums.moments.diagonal[index, part, None] * sums.rows.T[part]
+                own = sums.moments.diagonal[index, samples, None] * sums.rows.T[samples]
+                out[index] = device.get(block @ inner[index]) - own
             else:
-                out[index] = device.get(_times(rows, sums.form.kernel, widths[index], index, number, vectors))
-        yield part, out
+                entries = entries_of(sums.form.kernel, widths[index], rows.norms[index])
+                out[index] = device.get(_times(rows, entries, index, block, samples, vectors))
+        yield part, samples, out
 
 
-def _times(rows: Rows, kernel: Kernel, width: float, index: int, number: int, vectors: Any) -> Any:
-    """Rows of one block of a kernel matrix with zero diagonal, times vectors (n, V)."""
+def _times(
+    rows: Rows, entries: Entries, index: int, left: Any, samples: NDArray[np.int64], vectors: Any
+) -> Any:
+    """Some rows of a kernel matrix with zero diagonal, times vectors (n, V)."""
     xp, device, norms = rows.device.xp, rows.device, rows.norms[index]
-    start, stop = rows.starts[number], min(rows.starts[number] + rows.size, rows.n)
-    left = device.put(norms[start:stop, None].astype(rows.dtype))
+    own = device.put(norms[samples, None].astype(rows.dtype))
     total: Any = 0
     for second, low in enumerate(rows.starts):
         high = min(low + rows.size, rows.n)
-        gram = rows.block(index, number) @ rows.block(index, second).T
+        gram = left @ rows.block(index, second).T
         right = device.put(norms[None, low:high].astype(rows.dtype))
-        tile = kernel_tile(kernel, gram, left, right, width, xp)
-        if second == number:
-            tile[xp.arange(stop - start), xp.arange(stop - start)] = 0
+        tile = entries.tile(gram, own, right, xp)
+        here = np.flatnonzero((samples >= low) & (samples < high))
+        tile[device.put(here), device.put(samples[here] - low)] = 0
         total = total + tile @ vectors[low:high]
     return total
 
 
-def standard_errors(rows: Rows, sums: Sums, pairs: Sequence[Pair], widths: Sequence[float]) -> list[Floats]:
+def standard_errors(
+    rows: Rows,
+    sums: Sums,
+    pairs: Sequence[Pair],
+    widths: Sequence[float],
+    anchors: NDArray[np.int64],
+) -> list[Floats]:
     """For each pair of groups (A, B): jackknife standard errors of the measure (Efron and Stein 1981).
 
     Parameters
@@ -120,21 +154,23 @@ def standard_errors(rows: Rows, sums: Sums, pairs: Sequence[Pair], widths: Seque
         Groups of sites, those of the sums.
     widths
         Bandwidths by site.
+    anchors
+        Samples that are left out in turn, those of ``h``.
     """
     form, n = sums.form, sums.n
     spreads = [_Spread((a.stop - a.start, b.stop - b.start)) for a, b in pairs]
-    for part, mixed in mixed_products(rows, sums, widths):
-        own = _left_out_of_itself(sums, part, mixed)
+    for part, samples, mixed in mixed_products(rows, sums, widths, anchors):
+        own = _left_out_of_itself(sums, part, samples, mixed)
         for index, (a, b) in enumerate(pairs):
             step = max(1, int(4e6 // ((a.stop - a.start) * (b.stop - b.start))))
-            for low in range(part.start, part.stop, step):
-                piece = slice(low, min(low + step, part.stop))
-                inside = slice(piece.start - part.start, piece.stop - part.start)
-                cross = _left_out(sums, index, (a, b), piece, mixed[:, inside])
+            for low in range(0, len(samples), step):
+                some = slice(low, min(low + step, len(samples)))
+                piece = slice(part.start + some.start, part.start + some.stop)
+                cross = _left_out(sums, index, (a, b), piece, samples[some], mixed[:, some])
                 with np.errstate(invalid="ignore"):
-                    value = ratio(cross, own[inside, a, None], own[inside, None, b])
+                    value = ratio(cross, own[some, a, None], own[some, None, b])
                 spreads[index].add(np.asarray(finish(form, value)))
-    return [np.sqrt((n - 1) / n * spread.squares) for spread in spreads]
+    return [np.sqrt((n - 1) / len(anchors) * spread.squares) for spread in spreads]
 
 
 class _Spread:
@@ -154,11 +190,13 @@ class _Spread:
         self.count = total
 
 
-def _left_out(sums: Sums, index: int, pair: Pair, part: slice, mixed: NDArray[Any]) -> Floats:
-    """(rows, A, B) cross terms without each sample of a part."""
+def _left_out(
+    sums: Sums, index: int, pair: Pair, part: slice, samples: NDArray[np.int64], mixed: NDArray[Any]
+) -> Floats:
+    """(samples, A, B) cross terms without each of some samples, which are a part of the anchors."""
     a, b = pair
     products, diagonals = sums.product(a, b)
-    rows, own = sums.rows[:, part].T, sums.own[:, part].T
+    rows, own = sums.rows[:, samples].T, sums.own[:, samples].T
     found = leave_one_out(
         sums.form.formula,
         sums.n,
@@ -174,10 +212,10 @@ def _left_out(sums: Sums, index: int, pair: Pair, part: slice, mixed: NDArray[An
     return np.asarray(found)
 
 
-def _left_out_of_itself(sums: Sums, part: slice, mixed: NDArray[Any]) -> Floats:
-    """(rows, H) self terms without each sample of a part."""
+def _left_out_of_itself(sums: Sums, part: slice, samples: NDArray[np.int64], mixed: NDArray[Any]) -> Floats:
+    """(samples, H) self terms without each of some samples, which are a part of the anchors."""
     products, diagonals = (np.einsum("hn,hn->h", x, x) for x in (sums.rows, sums.own))
-    rows, own = sums.rows[:, part].T, sums.own[:, part].T
+    rows, own = sums.rows[:, samples].T, sums.own[:, samples].T
     found = leave_one_out(
         sums.form.formula,
         sums.n,

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.comparison.device import open_device
+from featlens.comparison.entries import entries_of
 from featlens.comparison.forms import Form, ratio, similarity
 from featlens.comparison.jackknife import Sums, finish
 from featlens.comparison.request import Handle
 from featlens.comparison.rows import Rows
-from featlens.comparison.tiles import Moments, Pair, kernel_tile
+from featlens.comparison.tiles import Moments, Pair
 
 __all__ = ["orders_for", "shifted_products", "shifts_of_forms", "shifts_of_matrices"]
 
@@ -160,7 +161,10 @@ class _KernelDiagonals:
         self.rows, self.form, self.n = rows, form, rows.n
         self.features = [rows.block(index, 0) for index in range(len(rows.handles))]
         self.norms = rows.norms.astype(rows.dtype)
-        self.widths = [width / scale for width, scale in zip(widths, rows.scales, strict=True)]
+        self.entries = [
+            entries_of(form.kernel, width / scale, norms)
+            for width, scale, norms in zip(widths, rows.scales, rows.norms, strict=True)
+        ]
         self.totals = np.zeros((len(self.features), self.n))
         self.squares = np.zeros(len(self.features))
 
@@ -188,13 +192,10 @@ class _KernelDiagonals:
 
     def _tile(self, index: int, start: int, stop: int, low: int, high: int) -> NDArray[Any]:
         """Rows start..stop and columns low..high of the kernel matrix repeated over and over."""
-        x, norms, kernel = self.features[index], self.norms[index], self.form.kernel
+        x, norms = self.features[index], self.norms[index]
         gram = x[start:stop] @ _wrapped(x, low, high).T
-        if kernel.kind == "linear":
-            return np.asarray(gram)
         right = _wrapped(norms, low, high)
-        width = self.widths[index]
-        return np.asarray(kernel_tile(kernel, gram, norms[start:stop, None], right[None, :], width, np))
+        return np.asarray(self.entries[index].tile(gram, norms[start:stop, None], right[None, :], np))
 
     def _add(
         self, index: int, start: int, stop: int, first: int, entries: NDArray[Any], middle: bool
@@ -209,10 +210,11 @@ class _KernelDiagonals:
 
     def moments(self) -> Moments:
         """Sums over pairs, known once all diagonals were made."""
-        kind, norms = self.form.kernel.kind, self.rows.norms
-        rows = -norms if kind == "linear" else self.totals
-        diagonal = norms if kind == "linear" else np.full(rows.shape, 1.0 if kind == "rbf" else 0.0)
-        return Moments(own=self.squares, rows=rows, diagonal=diagonal)
+        noise = np.array([each.noise(self.rows.dtype) for each in self.entries])
+        if self.form.kernel.kind == "linear":
+            return Moments(own=self.squares, rows=-self.rows.norms, diagonal=self.rows.norms, noise=noise)
+        diagonal = np.array([each.diagonal for each in self.entries])[:, None] + np.zeros_like(self.totals)
+        return Moments(own=self.squares, rows=self.totals, diagonal=diagonal, noise=noise)
 
 
 def _wrapped(x: NDArray[Any], low: int, high: int) -> NDArray[Any]:

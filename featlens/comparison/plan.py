@@ -20,6 +20,8 @@ __all__ = ["Choice", "ComparisonPlan", "make_plan", "split_sites"]
 
 ANCHORS = 2048
 """Samples that are left out in turn where features are streamed."""
+LEAST_LEFT_OUT = 6
+"""Fewest samples for a jackknife."""
 NULL_ROWS = 4096
 """Most samples that a null level is computed on."""
 EXACT = 2e10
@@ -112,6 +114,14 @@ def widths_of(request: Request, model: str) -> np.ndarray[Any, np.dtype[np.float
     return np.array([side.widths[site] for site in request.sites[model]], dtype=np.float64)
 
 
+def _held_at_once(request: Request) -> list[str]:
+    """Models whose sites are looked at together at one noise level; twice if at two noise levels."""
+    if any(low != high for low, high in request.levels):
+        firsts, seconds = (dict.fromkeys(names) for names in zip(*request.pairs, strict=True))
+        return [*firsts, *seconds]
+    return list(dict.fromkeys(name for pair in request.pairs for name in pair))
+
+
 def feature_cost(request: Request) -> float:
     """Multiplications of streaming."""
     total = 0.0
@@ -127,12 +137,7 @@ def feature_cost(request: Request) -> float:
 def tile_cost(request: Request) -> float:
     """Multiplications of upper-triangular tiles."""
     half = request.n**2 / 2
-    models = dict.fromkeys(name for pair in request.pairs for name in pair)
-    crossed = any(low != high for low, high in request.levels)
-    if crossed:
-        grams = sum(widths_of(request, a).sum() + widths_of(request, b).sum() for a, b in request.pairs)
-    else:
-        grams = sum(widths_of(request, name).sum() for name in models)
+    grams = sum(widths_of(request, name).sum() for name in _held_at_once(request))
     cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
     each = grams + SKINNY * cells * (3 if request.intervals else 1)
     return float(half * each * len(request.levels))
@@ -140,6 +145,8 @@ def tile_cost(request: Request) -> float:
 
 def split_sites(left: Sequence[int], right: Sequence[int], memory: float) -> list[tuple[slice, slice]] | None:
     """Groups of sites whose sums fit into memory, fewest passes first; None if single sites do not."""
+    if max(left) * max(right) * 8.0 + 8.0 * (max(left) ** 2 + max(right) ** 2) > memory:
+        return None
     for passes in range(1, len(left) * len(right) + 1):
         for parts in range(1, passes + 1):
             if passes % parts or parts > len(left) or passes // parts > len(right):
@@ -153,6 +160,8 @@ def split_sites(left: Sequence[int], right: Sequence[int], memory: float) -> lis
 
 def _parts(widths: Sequence[int], count: int) -> list[slice]:
     """Cut into consecutive parts of about equal width."""
+    if count == len(widths):
+        return [slice(index, index + 1) for index in range(count)]
     ends = np.searchsorted(np.cumsum(widths), np.arange(1, count + 1) / count * sum(widths) * (1 - 1e-12))
     cuts = [0, *np.minimum(ends + 1, len(widths))]
     cuts[-1] = len(widths)
@@ -181,11 +190,12 @@ def _choose(request: Request, bound: Bound) -> Choice:
     form = form_of(bound)
     if form is not None:
         return _choose_form(request, bound, form)
-    sites = max(len(request.sites[a]) + len(request.sites[b]) for a, b in request.pairs)
+    held = [widths_of(request, name) for name in _held_at_once(request)]
+    sites = sum(map(len, held))
     if isinstance(bound.method, Alignment):
-        memory = 4.0 * request.n**2 * (sites + 2) + 16.0 * request.n**2
+        memory = 8.0 * request.n**2 * (sites + 4)
         if memory > request.memory:
-            fits = int((request.memory / (4.0 * (sites + 6))) ** 0.5)
+            fits = int((request.memory / (8.0 * (sites + 4))) ** 0.5)
             raise UsageError(
                 f"compare: {bound.name} keeps an n x n matrix of each of {sites} sites, "
                 f"{human_bytes(memory)} for {request.n} samples, more than {human_bytes(request.memory)}; "
@@ -194,8 +204,8 @@ def _choose(request: Request, bound: Bound) -> Choice:
         way, why = "matrices", "one n x n matrix a site, prepared once"
         null = _null_words(request, 1000, request.n, "cyclic shifts of random orders of the samples")
     else:
-        widest = max(widths_of(request, name).max() for name in request.sites)
-        memory = 8.0 * request.n * widest * (sites + 4)
+        widest = max(widths.max() for widths in held)
+        memory = 8.0 * request.n * (sum(widths.sum() for widths in held) + 4 * widest)
         way, why = "states", "the work of one site is done once, then every pair is combined"
         null = _null_words(request, 200, request.n, "random permutations of the samples")
     resamples = 100 if request.resamples is None else request.resamples
@@ -223,6 +233,20 @@ def _null_words(request: Request, usual: int, rows: int, how: str) -> tuple[str,
     if rows < request.n:
         how += f" on a random {rows} of {request.n} samples, scaled by {rows / request.n:.3g}"
     return f"at least {count} {how}", rows, count
+
+
+def _interval_words(request: Request, anchors: int) -> str:
+    if not request.intervals or request.n < LEAST_LEFT_OUT:
+        return "none"
+    if request.n <= anchors:
+        return "jackknife, each sample left out in turn"
+    return f"jackknife, {anchors} random samples left out in turn"
+
+
+def tile_anchors(request: Request, kernels: int) -> int:
+    """Most samples to leave out in turn beside tiles: sums of every cell are kept for each."""
+    cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
+    return max(256, int(request.memory / 8 / (8.0 * cells * kernels)))
 
 
 def _choose_form(request: Request, bound: Bound, form: Form) -> Choice:
@@ -258,13 +282,12 @@ def _choose_form(request: Request, bound: Bound, form: Form) -> Choice:
         passes = max(len(group or []) for group in groups or [])
         why += f"; {passes} pass{'es' * (passes > 1)} over the rows"
         memory = min(0.6 * request.memory, 8.0 * widest**2) + 4.0 * 2048 * 4 * widest
-        interval = (
-            "jackknife" if request.n <= ANCHORS else f"jackknife, {ANCHORS} random samples left out in turn"
-        )
+        anchors = ANCHORS
     else:
         memory = min(request.memory / 2, 8.0 * request.n * widest) + request.memory / 4
-        interval = "jackknife, each sample left out in turn"
-    rows = null_rows(request, form)
+        anchors = tile_anchors(request, 1)
+    interval = _interval_words(request, anchors)
+    rows = null_rows(request, bound, form)
     usual = 1000
     how = "cyclic shifts of random orders of the samples"
     precision = "float64" if products <= EXACT else "float32"
@@ -275,15 +298,24 @@ def _choose_form(request: Request, bound: Bound, form: Form) -> Choice:
         precision,
         products,
         memory,
-        interval if request.intervals else "none",
+        interval,
         *_null_words(request, usual, rows, how),
     )
 
 
-def null_rows(request: Request, form: Form) -> int:
+def null_rows(request: Request, bound: Bound, form: Form) -> int:
     """Samples to compute the null level on: all, or as many as fit where values then shrink as 1 / n."""
-    if not form.degenerate:
-        return request.n
-    total = max(widths_of(request, a).sum() + widths_of(request, b).sum() for a, b in request.pairs)
-    fits = int(request.memory / 2 / (4 * total))
-    return min(request.n, NULL_ROWS, max(fits, 256))
+    held = sum(widths_of(request, name).sum() for name in _held_at_once(request))
+    cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
+    # Features in float32, and spectra and values of every cell.
+    each = 4 * held + 64 * cells
+    fits = int(request.memory / 2 / each)
+    if form.degenerate:
+        return min(request.n, NULL_ROWS, max(fits, 256))
+    if request.permutations != 0 and fits < request.n:
+        raise UsageError(
+            f"compare: the null level of {bound.name} takes {human_bytes(2 * each * request.n)} for "
+            f"{request.n} samples, more than {human_bytes(request.memory)}; leave it out (permutations=0), "
+            f"compare a random subset of {fits} samples (n={fits}), or allow more memory"
+        )
+    return request.n

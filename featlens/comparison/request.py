@@ -178,7 +178,7 @@ def resolve_request(
     if settings["plan"] not in ("auto", "features", "tiles"):
         hint = choices_hint(str(settings["plan"]), ["auto", "features", "tiles"])
         raise UsageError(f"compare: unknown plan {settings['plan']!r}: {hint}")
-    if not settings["memory"] >= 16e6:
+    if not 16e6 <= settings["memory"] < float("inf"):
         raise UsageError(f"compare: memory must be at least 16e6 bytes, got {settings['memory']}")
     pairs = resolve_pairs(list(sides), reference)
     measures = resolve_measures(measure)

@@ -27,7 +27,7 @@ def require_finite(block: NDArray[Any], label: str, start: int = 0) -> None:
 
 
 def squared_norms(block: NDArray[Any]) -> NDArray[np.float64]:
-    """(rows,) float64; added up in float64, because what is left after debiasing may be a small part of them."""
+    """(rows,) added up in float64, because what debiasing leaves of them may be a small part."""
     with np.errstate(over="ignore"):
         return np.asarray(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 

@@ -142,6 +142,11 @@ def open_sides(
     stack: contextlib.ExitStack, models: Mapping[str, Any], sigmas: Sequence[float] | None
 ) -> dict[str, Side]:
     """Sides by name; files that are opened here are closed with the stack."""
+    if not isinstance(models, Mapping):
+        raise UsageError(
+            f"compare: expected two or more models {{name: features}}, got a {type(models).__name__}; "
+            "give each a name"
+        )
     out: dict[str, Side] = {}
     for name, source in models.items():
         if isinstance(source, Mapping):

@@ -65,11 +65,14 @@ class Tally:
         self.count += len(nulls)
 
     def columns(self) -> dict[str, Floats]:
-        """Quantities ``null``, ``null_high``, ``p`` and ``p_family``; NaN without permutations."""
+        """Quantities ``null``, ``null_high``, ``p`` and ``p_family``; NaN without permutations.
+
+        NaN as well where a permuted value is: what is undefined there exceeds nothing, and says nothing.
+        """
         names = ("null", "null_high", "p", "p_family")
         if not self.count:
             return {name: np.full(self.value.shape, np.nan) for name in names}
-        undefined = np.isnan(self.value)
+        undefined = np.isnan(self.value) | np.isnan(self._total)
         nulls = np.concatenate(self._nulls)
         rank = 0.95 if self.sign > 0 else 0.05
         high = np.quantile(nulls, rank, axis=0).astype(np.float64)

@@ -29,7 +29,7 @@ from featlens.comparison.device import Device
 from featlens.comparison.forms import Formula, leave_one_out, ratio, similarity
 from featlens.comparison.jackknife import ROUNDING
 from featlens.comparison.request import Handle
-from featlens.comparison.rows import gather, require_finite, squared_norms
+from featlens.comparison.rows import gather, require_finite
 from featlens.comparison.tiles import Pair
 
 __all__ = ["Streamed", "stream"]
@@ -46,6 +46,8 @@ class Streamed:
     value: Floats
     error: Floats
     """Jackknife standard errors, NaN if they were not asked for."""
+    share: float = 1.0
+    """Smallest share of a self-similarity in the terms it is the difference of."""
 
 
 @dataclass
@@ -98,18 +100,20 @@ def stream(
 
 
 class _Sums:
+    """Sums over the rows seen so far; the right side as one wide matrix, in the order of its sites."""
+
     def __init__(self, handles: Sequence[Handle], pair: Pair, n: int, dtype: str, device: Device) -> None:
-        self.pair, self.n, self.dtype, self.device = pair, n, dtype, device
+        self.n, self.dtype, self.device = n, dtype, device
         self.sites = [_first_rows(handle, n) for handle in handles]
         self.left, self.right = (list(range(*group.indices(len(handles)))) for group in pair)
         widths = [handle.width for handle in handles]
-        self.cross = {(a, b): np.zeros((widths[a], widths[b])) for a in self.left for b in self.right} | {
-            (a, a): np.zeros((widths[a], widths[a])) for a in (*self.left, *self.right)
-        }
-        count = len(handles)
-        self.squares = np.zeros((count, count))
-        self.weighted = [np.zeros((count, width)) for width in widths]
-        """By site: (other sites, width) sums of its rows times the squared norms of the other site."""
+        wide = sum(widths[b] for b in self.right)
+        self.starts = np.cumsum([0, *(widths[b] for b in self.right)])[:-1]
+        self.cross = {a: np.zeros((widths[a], wide)) for a in self.left}
+        self.own = {a: np.zeros((widths[a], widths[a])) for a in (*self.left, *self.right)}
+        self.squares = np.zeros((len(handles), len(handles)))
+        self.weighted = [np.zeros((len(handles), width)) for width in widths]
+        """By site: (sites, width) sums of its rows times the squared norms of every site."""
 
     def add(self, start: int, stop: int) -> None:
         """Take in the rows start..stop."""
@@ -117,37 +121,36 @@ class _Sums:
         norms = np.empty((len(self.sites), stop - start))
         for index, site in enumerate(self.sites):
             block = self.shifted(site, start, stop)
-            norms[index] = squared_norms(block)
+            norms[index] = np.einsum("ij,ij->i", block, block)
             site.total += block.sum(axis=0, dtype=np.float64)
             blocks.append(device.put(block))
         self.squares += norms @ norms.T
         narrow = device.put(norms.astype(self.dtype))
+        right = device.xp.concat([blocks[b] for b in self.right], axis=1)
         for index, block in enumerate(blocks):
             self.weighted[index] += device.get(narrow @ block)
             self.sites[index].squares += float(norms[index].sum())
-        for (a, b), total in self.cross.items():
-            total += device.get(blocks[a].T @ blocks[b])
+        for a, total in self.own.items():
+            total += device.get(blocks[a].T @ blocks[a])
+        for a, total in self.cross.items():
+            total += device.get(blocks[a].T @ right)
 
     def shifted(self, site: _Site, start: int, stop: int) -> NDArray[Any]:
         """Rows about the provisional mean, scaled."""
         raw = np.asarray(site.handle.read(start, stop))
         require_finite(raw, site.handle.label, start)
-        raw = raw.astype(np.result_type(raw, self.dtype), copy=False)
         block = (raw - site.origin) / raw.dtype.type(site.scale)
         return np.asarray(block, dtype=self.dtype)
 
     def finish(self, formula: Formula, anchors: NDArray[np.int64] | None) -> Streamed:
         """Values, and standard errors from the samples in ``anchors``."""
         centre = _Centre(self)
-        a, b = self.left, self.right
-        own = np.zeros(len(self.sites))
-        for index in {*a, *b}:
-            own[index] = centre.similarity(formula, index, index)
-        cross = np.array([[centre.similarity(formula, i, j) for j in b] for i in a])
-        value = ratio(cross, own[a][:, None], own[b][None, :])
+        own = np.array([centre.own(formula, index) for index in range(len(self.sites))])
+        cross = np.stack([centre.row(a).similarity(formula, self.n) for a in self.left])
+        value = ratio(cross, own[self.left][:, None], own[self.right][None, :])
         if anchors is None or self.n < 6:
-            return Streamed(value, np.full(value.shape, np.nan))
-        return Streamed(value, centre.errors(formula, anchors))
+            return Streamed(value, np.full(value.shape, np.nan), centre.share)
+        return Streamed(value, centre.errors(formula, anchors), centre.share)
 
 
 def _first_rows(handle: Handle, n: int) -> _Site:
@@ -160,61 +163,101 @@ def _first_rows(handle: Handle, n: int) -> _Site:
     return _Site(handle, origin, largest if largest > 0 else 1.0, np.zeros(handle.width))
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Centred sums of one site x with some sites y that lie side by side in one wide matrix."""
+
+    product: Floats
+    """(width of x, widths of y) X'Y."""
+    full: Floats
+    """(Y,) squared norms of X'Y."""
+    both: Floats
+    """(Y,) sum k l."""
+    traces: tuple[Any, Floats]
+    """sum k, and (Y,) sum l."""
+    x_l: Floats
+    """(width of x, Y) X'l."""
+    y_k: Floats
+    """(widths of y,) Y'k."""
+
+    def similarity(self, formula: Formula, n: int) -> Floats:
+        """HSIC with each y."""
+        if formula == "biased":
+            return self.full / (n - 1) ** 2
+        products = self.traces[0] * self.traces[1]
+        return np.asarray(similarity(formula, n, self.full - self.both, products, self.both))
+
+    def left_out(
+        self, formula: Formula, n: int, x: Floats, y: Floats, k: Floats, m: Floats, starts: NDArray[np.int64]
+    ) -> Floats:
+        """(anchors, Y) HSIC without each of the samples x and y (anchors, .), of squared norms k and m."""
+        k = k[:, None]
+        h = np.add.reduceat((x @ self.product) * y, starts, axis=1) - k * m
+        cross, nothing = self.full - self.both, np.zeros((1, 1))
+        if formula == "biased":
+            # Row sums of whole centred Gram matrices are zero.
+            zero = (nothing, nothing)
+            return np.asarray(
+                leave_one_out(formula, n, cross, zero, nothing, self.both, zero, (k, m), h, nothing)
+            )
+        mixed = 2 * k * m - x @ self.x_l - np.add.reduceat(y * self.y_k, starts, axis=1)
+        totals = (-np.asarray(self.traces[0]), -self.traces[1])
+        return np.asarray(
+            leave_one_out(formula, n, cross, totals, self.both, 0.0, (-k, -m), (nothing, nothing), h, mixed)
+        )
+
+
 class _Centre:
     """Centred sums of all sites."""
 
     def __init__(self, sums: _Sums) -> None:
         self.sums, self.n = sums, sums.n
         self.mean = [site.total / sums.n for site in sums.sites]
-        self.offset = [float(mean @ mean) for mean in self.mean]
-        self.trace = [
-            site.squares - sums.n * offset for site, offset in zip(sums.sites, self.offset, strict=True)
-        ]
-        self._products: dict[tuple[int, int], Floats] = {}
+        self.offset = np.array([float(mean @ mean) for mean in self.mean])
+        self.squares = np.array([site.squares for site in sums.sites])
+        self.trace = self.squares - sums.n * self.offset
+        self.share = 1.0
 
-    def product(self, a: int, b: int) -> Floats:
-        """X'Y of two sites."""
-        if (a, b) not in self._products:
-            raw = self.sums.cross[a, b]
-            raw = raw - self.n * np.outer(self.mean[a], self.mean[b])
-            self._products = {(a, b): raw}
-        return self._products[a, b]
-
-    def norms(self, a: int, b: int) -> float:
-        """Sum over the samples of the product of squared norms."""
-        sums, eps, delta = self.sums, self.mean[b], self.mean[a]
-        inner = float(delta @ sums.cross[a, b] @ eps)
-        return float(
-            sums.squares[a, b]
-            - 2 * eps @ sums.weighted[b][a]
-            - 2 * delta @ sums.weighted[a][b]
-            + 4 * inner
-            + self.offset[b] * sums.sites[a].squares
-            + self.offset[a] * sums.sites[b].squares
-            - 3 * self.n * self.offset[a] * self.offset[b]
+    def row(self, a: int, own: bool = False) -> _Row:
+        """Sums of a site with all of the right side, or with itself."""
+        sums, n = self.sums, self.n
+        others = [a] if own else sums.right
+        starts = np.zeros(1, dtype=np.int64) if own else sums.starts
+        raw = sums.own[a] if own else sums.cross[a]
+        delta, eps = self.mean[a], np.concatenate([self.mean[b] for b in others])
+        product = raw - n * np.outer(delta, eps)
+        q_z = sums.weighted[a][others]
+        p_w = np.concatenate([sums.weighted[b][a] for b in others])
+        inner = raw * eps
+        c0_eps = np.add.reduceat(inner, starts, axis=1)
+        far, near = self.offset[others], self.offset[a]
+        both = (
+            sums.squares[a, others]
+            - 2 * np.add.reduceat(eps * p_w, starts)
+            - 2 * q_z @ delta
+            + 4 * delta @ c0_eps
+            + far * self.squares[a]
+            + near * self.squares[others]
+            - 3 * n * near * far
+        )
+        return _Row(
+            product,
+            np.add.reduceat(np.einsum("ij,ij->j", product, product), starts),
+            both,
+            (self.trace[a], self.trace[others]),
+            q_z.T - 2 * c0_eps + np.outer(delta, n * far - self.trace[others]),
+            p_w - 2 * (delta @ raw) + eps * (n * near - self.trace[a]),
         )
 
-    def similarity(self, formula: Formula, a: int, b: int) -> float:
-        """HSIC of two sites; 0 for a site with itself where there is nothing but rounding."""
-        full = float(np.einsum("ij,ij->", self.product(a, b), self.product(a, b)))
-        if formula == "biased":
-            found = full / (self.n - 1) ** 2
-            return found if a != b or full > 0 else 0.0
-        both, traces = self.norms(a, b), self.trace[a] * self.trace[b]
-        found = float(similarity(formula, self.n, full - both, traces, both))
-        scale = full / (self.n * (self.n - 3))
-        return 0.0 if a == b and found <= ROUNDING[self.sums.dtype] * scale else found
-
-    def weighted(self, a: int, b: int) -> Floats:
-        """X'l: centred rows of a times the squared norms of b, summed."""
-        sums = self.sums
-        raw = sums.cross[a, b] if (a, b) in sums.cross else sums.cross[b, a].T
-        return np.asarray(
-            sums.weighted[a][b]
-            - 2 * raw @ self.mean[b]
-            + self.n * self.offset[b] * self.mean[a]
-            - self.mean[a] * self.trace[b]
-        )
+    def own(self, formula: Formula, index: int) -> float:
+        """Self term; 0 where there is nothing but rounding."""
+        row = self.row(index, own=True)
+        found, full = float(row.similarity(formula, self.n)[0]), float(row.full[0])
+        if formula == "biased" or not full:
+            return max(found, 0.0)
+        share = found * self.n * (self.n - 3) / full
+        self.share = min(self.share, share)
+        return found if share > ROUNDING[self.sums.dtype] else 0.0
 
     def errors(self, formula: Formula, anchors: NDArray[np.int64]) -> Floats:
         """(A, B) jackknife standard errors from the samples in ``anchors``."""
@@ -222,39 +265,23 @@ class _Centre:
         rows = [
             self._anchor_rows(site, mean, anchors) for site, mean in zip(sums.sites, self.mean, strict=True)
         ]
-        norms = [np.einsum("ij,ij->i", x, x) for x in rows]
-        own = {i: self._left_out(formula, i, i, rows, norms) for i in {*sums.left, *sums.right}}
-        out = np.empty((len(sums.left), len(sums.right)))
-        for i, a in enumerate(sums.left):
-            for j, b in enumerate(sums.right):
-                left_out = ratio(self._left_out(formula, a, b, rows, norms), own[a], own[b])
-                out[i, j] = np.sqrt((n - 1) * np.mean((left_out - left_out.mean()) ** 2))
-        return out
+        norms = np.stack([np.einsum("ij,ij->i", x, x) for x in rows], axis=1)
+        alone = np.zeros(1, dtype=np.int64)
+        own = np.stack(
+            [
+                self.row(i, own=True).left_out(formula, n, x, x, norms[:, i], norms[:, [i]], alone)[:, 0]
+                for i, x in enumerate(rows)
+            ],
+            axis=1,
+        )
+        right, out = np.concatenate([rows[b] for b in sums.right], axis=1), []
+        for a in sums.left:
+            row = self.row(a)
+            cross = row.left_out(formula, n, rows[a], right, norms[:, a], norms[:, sums.right], sums.starts)
+            left_out = ratio(cross, own[:, [a]], own[:, sums.right])
+            out.append(np.sqrt((n - 1) * np.mean((left_out - left_out.mean(axis=0)) ** 2, axis=0)))
+        return np.stack(out)
 
     def _anchor_rows(self, site: _Site, mean: Floats, anchors: NDArray[np.int64]) -> Floats:
         raw = gather(site.handle, anchors)
-        raw = raw.astype(np.result_type(raw, self.sums.dtype), copy=False)
         return np.asarray((raw - site.origin) / raw.dtype.type(site.scale) - mean, dtype=np.float64)
-
-    def _left_out(
-        self, formula: Formula, a: int, b: int, rows: Sequence[Floats], norms: Sequence[Floats]
-    ) -> Floats:
-        """HSIC without each of the anchors."""
-        x, y, k, m = rows[a], rows[b], norms[a], norms[b]
-        product, both = self.product(a, b), self.norms(a, b)
-        h = np.einsum("ij,ij->i", x @ product, y) - k * m
-        full = float(np.einsum("ij,ij->", product, product))
-        if formula == "biased":
-            zero = np.zeros(1)
-            # Row sums of the whole Gram matrices are zero.
-            found = leave_one_out(
-                formula, self.n, full - both, (zero, zero), zero, both, (zero, zero), (k, m), h, zero
-            )
-        else:
-            mixed = -(x @ self.weighted(a, b)) - (y @ self.weighted(b, a)) + 2 * k * m
-            totals = (np.array(-self.trace[a]), np.array(-self.trace[b]))
-            nothing = np.zeros(1)
-            found = leave_one_out(
-                formula, self.n, full - both, totals, both, 0.0, (-k, -m), (nothing, nothing), h, mixed
-            )
-        return np.asarray(found)

@@ -11,7 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from featlens.comparison.result import Comparison
-from featlens.report.embedding_section import EmbeddingRequest, embedding_section
+from featlens.report.embedding_request import EmbeddingRequest, SiteChoice
+from featlens.report.embedding_section import embedding_section
 from featlens.report.facts import compared, lead, provenance, title, warning_list, warnings
 from featlens.report.linked import Linked
 from featlens.report.page import Page, note
@@ -44,7 +45,7 @@ def comparison_report(
     *,
     models: Mapping[str, Any] | None = None,
     embedding: str = "umap",
-    embed_site: str | tuple[str, str] | Sequence[str | tuple[str, str]] | None = None,
+    embed_site: SiteChoice = None,
     embed_sigma: float | Sequence[float] | None = None,
     rows: int = 2000,
     seed: int = 0,
@@ -64,8 +65,8 @@ def comparison_report(
     embedding
         ``"umap"`` (and PCA), ``"pca"`` alone or ``"none"``.
     embed_site
-        Site to embed, or several: a name that both models have, or (site of A, site of B). By default the last
-        site that both have, or else the last site of A with its best match.
+        Site to embed, or several: a name that both models have, or (site of A, site of B). By default the
+        last site that both have, or else the last site of A with its best match.
     embed_sigma
         Noise level (of A) to embed, or several; by default the middle one.
     rows
@@ -79,6 +80,17 @@ def comparison_report(
     page = Page(title(comparison), lead(comparison))
     page.use("comparison.css", "comparison_figures.js", "comparison.js", "embedding.js")
     linked = Linked(comparison)
+    _say_what_was_compared(page, comparison, linked)
+    _show_similarity(page, linked)
+    if request.methods:
+        page.section(
+            "Both models in one plane", *embedding_section(comparison, path, models, request, progress)
+        )
+    page.section("Provenance", provenance(comparison))
+    return page.write(path)
+
+
+def _say_what_was_compared(page: Page, comparison: Comparison, linked: Linked) -> None:
     said = warning_list(comparison)
     if len(linked.panels) < len(comparison.panels):
         said.append(
@@ -87,28 +99,27 @@ def comparison_report(
         )
     page.section("Warnings", warnings(said))
     page.section("What was compared", *compared(comparison))
+
+
+def _show_similarity(page: Page, linked: Linked) -> None:
     page.section(
         "Every site with every site",
         Markup("<noscript><p>{}</p></noscript>").format(
             "The figures need JavaScript; the tables of best matches do not."
         ),
         note(
-            "Point at a cell for its interval, null level and p-values; it is marked in all figures. Click to "
-            "keep it marked, or choose both sites in the menus."
+            "Point at a cell for its interval, null level and p-values; it is marked in all figures. Click "
+            "to keep it marked, or choose both sites in the menus."
         ),
         linked.figures(),
     )
     page.section(
         "Best matches",
         note(
-            "For each site of the first model, the site of the second that is most like it. Stars: family-wise p "
-            "at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites of a noise "
-            "level. q: false discovery rate over all cells of a measure and pair."
+            "For each site of the first model, the site of the second that is most like it. Stars: "
+            "family-wise p at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites "
+            "of a noise level. q: false discovery rate over all cells of a measure and pair."
         ),
         linked.matches(),
         linked.script(),
     )
-    if embedding != "none":
-        page.section("Both models in one plane", *embedding_section(comparison, path, models, request, progress))
-    page.section("Provenance", provenance(comparison))
-    return page.write(path)

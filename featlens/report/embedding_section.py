@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from featlens._version import __version__
-from featlens.comparison.panel import Panel
 from featlens.comparison.result import Comparison
-from featlens.comparison.side import Side, open_sides, same_level
-from featlens.embedding import LEAST_UMAP, METHODS, Embedding, choose_rows, embed_pair
-from featlens.errors import FeatlensError, StoreError, UsageError, choices_hint
+from featlens.comparison.side import Side, open_sides
+from featlens.embedding import LEAST_UMAP, Embedding, choose_rows, embed_pair
+from featlens.errors import FeatlensError, StoreError, UsageError
 from featlens.files import write_text
-from featlens.report.linked import depth_pairs
+from featlens.report.embedding_request import EmbeddingRequest, Place
 from featlens.report.page import _script_json, note
 
-__all__ = ["EmbeddingRequest", "cache_path", "embedding_section"]
+__all__ = ["cache_path", "embedding_section"]
 
 FORMAT = "featlens.embedding.1"
-MOST_PAIRS = 6
-"""Pairs of models that are embedded."""
 MOST_KEPT = 64
 """Pictures that a cache holds; the oldest go first."""
 MOST_LABELS = 30
@@ -38,109 +34,6 @@ MOST_LABELS = 30
 
 _numbers = itertools.count(1)
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """One picture: two models, a site of each, a sigma of each."""
-
-    a: str
-    b: str
-    site_a: str
-    site_b: str
-    sigma_a: float
-    sigma_b: float
-
-    @property
-    def said(self) -> str:
-        """What the menu calls it."""
-        site = self.site_a if self.site_a == self.site_b else f"{self.site_a} with {self.site_b}"
-        sigma = f"{self.sigma_a:g}" if self.sigma_a == self.sigma_b else f"{self.sigma_a:g} and {self.sigma_b:g}"
-        return f"{self.a} and {self.b}: {site}, sigma {sigma}"
-
-
-@dataclass(frozen=True)
-class EmbeddingRequest:
-    """What is to be embedded, settled before anything is computed."""
-
-    methods: tuple[str, ...]
-    places: tuple[Place, ...]
-    left_out: int
-    """Pairs of models beyond the first six."""
-    rows: int
-    seed: int
-
-    @classmethod
-    def settle(
-        cls,
-        comparison: Comparison,
-        embedding: str,
-        site: str | tuple[str, str] | Sequence[str | tuple[str, str]] | None,
-        sigma: float | Sequence[float] | None,
-        rows: int,
-        seed: int,
-    ) -> EmbeddingRequest:
-        """Resolve names and levels; an error names the nearest choices."""
-        known = (*METHODS, "none")
-        if embedding not in known:
-            raise UsageError(f"report: unknown embedding {embedding!r}: {choices_hint(str(embedding), known)}")
-        methods = {"umap": ("umap", "pca"), "pca": ("pca",), "none": ()}[embedding]
-        levels = _levels(comparison, sigma)
-        first = {(panel.a, panel.b): panel for panel in reversed(comparison.panels)}
-        places = []
-        for pair in comparison.pairs[:MOST_PAIRS] if methods else ():
-            panel = first[pair]
-            for level in levels:
-                low, high = comparison.levels[level]
-                for site_a, site_b in _sites(panel, level, site):
-                    places.append(Place(panel.a, panel.b, site_a, site_b, low, high))
-        left_out = max(len(comparison.pairs) - MOST_PAIRS, 0)
-        return cls(methods, tuple(dict.fromkeys(places)), left_out, rows, seed)
-
-
-def _levels(comparison: Comparison, sigma: float | Sequence[float] | None) -> list[int]:
-    """Positions of the levels to embed."""
-    equal = [k for k, (a, b) in enumerate(comparison.levels) if a == b] or list(range(len(comparison.levels)))
-    if sigma is None:
-        return [equal[len(equal) // 2]]
-    there = np.array([comparison.levels[k][0] for k in equal])
-    out = []
-    for wanted in [sigma] if isinstance(sigma, (int, float)) else sigma:
-        found = np.flatnonzero(same_level(there, float(wanted)))
-        if not len(found):
-            raise UsageError(
-                f"report: no sigma {float(wanted):g} to embed; choose from "
-                f"{', '.join(f'{value:g}' for value in dict.fromkeys(there.tolist()))}"
-            )
-        out.append(equal[int(found[0])])
-    return list(dict.fromkeys(out))
-
-
-def _sites(
-    panel: Panel, level: int, wanted: str | tuple[str, str] | Sequence[str | tuple[str, str]] | None
-) -> list[tuple[str, str]]:
-    """Sites of A and B to embed."""
-    if wanted is None:
-        pairs = depth_pairs(panel)
-        if pairs:
-            return [(panel.sites_a[pairs[-1][0]], panel.sites_b[pairs[-1][1]])]
-        return [_with_best(panel, level, panel.sites_a[-1])]
-    # A tuple of two names is one choice, a list several.
-    several = [wanted] if isinstance(wanted, (str, tuple)) else list(wanted)
-    out = []
-    for choice in several:
-        a, b = (choice, None) if isinstance(choice, str) else choice
-        for name, sites, model in ((a, panel.sites_a, panel.a), (b, panel.sites_b, panel.b)):
-            if name is not None and name not in sites:
-                raise UsageError(
-                    f"report: no site {name!r} of {model!r} to embed: {choices_hint(name, list(sites))}"
-                )
-        out.append((a, b) if b else (a, a) if a in panel.sites_b else _with_best(panel, level, a))
-    return out
-
-
-def _with_best(panel: Panel, level: int, site: str) -> tuple[str, str]:
-    return site, panel.sites_b[panel.best(level, panel.sites_a.index(site)) or 0]
 
 
 def cache_path(path: os.PathLike[str] | str) -> Path:
@@ -156,7 +49,8 @@ def embedding_section(
     progress: Say | None,
 ) -> list[Markup]:
     """The figure with its menus; where features cannot be read, one line that says why."""
-    entries, problems = [], []
+    entries: list[dict[str, Any]] = []
+    problems: list[str] = []
     with _Cache(cache_path(path)) as cache:
         for place in request.places:
             try:
@@ -167,7 +61,9 @@ def embedding_section(
                 continue
             entries.append(_entry(place, made, labels, ids))
     if request.left_out:
-        problems.append(f"{request.left_out} more pairs of models are not embedded; compare them on their own")
+        problems.append(
+            f"{request.left_out} more pairs of models are not embedded; compare them on their own"
+        )
     parts = [note(text, "warning") for text in dict.fromkeys(problems)]
     return [*parts, *_figure(entries, request.methods)] if entries else parts
 
@@ -182,14 +78,16 @@ def _features(
         if name not in sources:
             file = told[name].get("file")
             if not file:
-                raise UsageError(f"{name} was compared from arrays; pass models={{{name!r}: ...}} to report()")
+                raise UsageError(
+                    f"{name} was compared from arrays; pass models={{{name!r}: ...}} to report()"
+                )
             if not Path(file).exists():
                 raise StoreError(f"{file} is no longer there")
             sources[name] = file
     with contextlib.ExitStack() as stack:
-        opened = {}
-        for name, side in ((place.a, 0), (place.b, 1)):
-            sigmas = sorted({level[side] for level in comparison.levels})
+        opened: dict[str, Side] = {}
+        for index, name in enumerate((place.a, place.b)):
+            sigmas = sorted({level[index] for level in comparison.levels})
             opened |= open_sides(stack, {name: sources[name]}, sigmas)
         sides = [opened[name] for name in (place.a, place.b)]
         for side in sides:
@@ -231,7 +129,9 @@ def _embed(
     if "umap" not in request.methods:
         return made
     if len(x) < LEAST_UMAP:
-        problems.append(f"{place.said}: PCA only, UMAP needs {LEAST_UMAP} samples or more, there are {len(x)}")
+        problems.append(
+            f"{place.said}: PCA only, UMAP needs {LEAST_UMAP} samples or more, there are {len(x)}"
+        )
         return made
     key = _key(x, y, request.seed)
     known = cache.get(key, made["pca"])
@@ -356,8 +256,8 @@ def _figure(entries: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Ite
         '<label>shown <select data-role="entry">{1}</select></label>'
         '<label>method <select data-role="method">{2}</select></label>'
         '<label><input type="checkbox" data-role="joined"> join the two points of a sample</label></div>'
-        '<figure><div class="plot" id="{0}-plot" role="img" aria-label="features of both models in one plane; '
-        'the same numbers are in the table below"></div><figcaption><span data-part="key"></span> '
+        '<figure><div class="plot" id="{0}-plot" role="img" aria-label="features of both models in one '
+        'plane; the same numbers are in the table below"></div><figcaption><span data-part="key"></span> '
         '<span data-part="facts"></span></figcaption></figure>'
         '<details data-part="numbers"><summary>The points, as a table</summary><div></div></details></div>'
     ).format(name, options, kinds)

@@ -131,18 +131,18 @@ def _how(comparison: Comparison) -> list[list[str]]:
         alike.setdefault((panel.measure, *how), []).append(panel)
     pairs = len(comparison.pairs)
     rows = []
-    for (measure, *how), panels in alike.items():
+    for (measure, *told), panels in alike.items():
         where = ", ".join(f"{panel.a} and {panel.b}" for panel in panels)
         said = f"{panels[0].title} ({measure})" + (f": {where}" if len(panels) < pairs else "")
-        rows.append([said, *how])
+        rows.append([said, *told])
     return rows
 
 
 def provenance(comparison: Comparison) -> Markup:
     """Everything that is recorded, folded away."""
-    return Markup("<details><summary>Everything that is recorded, as JSON</summary><pre>{}</pre></details>").format(
-        _indented(dict(comparison.provenance))
-    )
+    return Markup(
+        "<details><summary>Everything that is recorded, as JSON</summary><pre>{}</pre></details>"
+    ).format(_indented(dict(comparison.provenance)))
 
 
 def _indented(value: Any, depth: int = 0) -> str:

@@ -210,7 +210,9 @@ class Linked:
             'aria-label="{}">'
         ).format(len(texts) - 1, at, self.name, role, title)
         select = _select(title, options, str(at), self.name, role)
-        return select if len(texts) < 2 else Markup('<span class="together">{}{}</span>').format(slider, select)
+        return (
+            select if len(texts) < 2 else Markup('<span class="together">{}{}</span>').format(slider, select)
+        )
 
     def _site_menus(self) -> list[Markup]:
         panel, (site_a, site_b) = self.panels[0], self.cell()
@@ -246,7 +248,13 @@ class Linked:
         key = Markup(' class="key"')
         plain = Markup("")
         heat = plot.format(
-            self.name, "map", c, f"heat map of all pairs of sites of {described}", key, "grey", _grey_text(panel)
+            self.name,
+            "map",
+            c,
+            f"heat map of all pairs of sites of {described}",
+            key,
+            "grey",
+            _grey_text(panel),
         )
         curves = plot.format(
             self.name, "depth", c, f"similarity by depth of {described}", plain, "depth",

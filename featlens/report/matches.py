@@ -69,7 +69,7 @@ def match_headers(panel: Panel, interval: str) -> list[str]:
 
 
 def match_rows(panel: Panel, level: int) -> list[list[str]]:
-    """One row a site of A: its best match, value with stars, interval, null level, p, q, noise ceiling if any."""
+    """One row a site of A: its best match, value, stars, interval, null level, p, q, noise ceiling if any."""
     rows = []
     ceiling = _has_ceiling(panel)
     for i, site in enumerate(panel.sites_a):

@@ -47,7 +47,7 @@ def run_analysis(
     samples = data_of(config, "held-out")
     paths = analysis_paths(study, name)
     make_folder(study / "features")
-    key = {
+    key: dict[str, Any] = {
         "weights_digest": weights_digest(denoiser.network),
         "sample_digest": samples.digest,
         "features": to_mapping(settings),

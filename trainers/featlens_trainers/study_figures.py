@@ -36,9 +36,9 @@ CURVE_CAPTION = (
 )
 CKA_CAPTION = (
     "Mean over sites of the CKA between a student's site and the teacher's site of the same name, by "
-    "noise level. Band: mean of the 95 % confidence intervals over images, with several seeds from the lowest "
-    "end to the highest. Light dashes: a network with random weights. Grey dashes: the largest 95 % null "
-    "level of any such cell."
+    "noise level. Band: mean of the 95 % confidence intervals over images, with several seeds from the "
+    "lowest end to the highest. Light dashes: a network with random weights. Grey dashes: the largest 95 % "
+    "null level of any such cell."
 )
 PROBE_CAPTION = (
     "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest "

@@ -181,7 +181,13 @@ function featlensComparison(id, spec) {
     if (before !== state.panels.join()) for (const name of featlensDrawn.keys()) if (name.startsWith(id + "-")) Plotly.Plots.resize(name);
   }
 
-  for (const item of controls("level")) item.addEventListener("input", () => choose({ level: Number(item.value) }));
+  // A slider that is dragged asks more often than large maps can be drawn.
+  let asked = null;
+  const soon = change => {
+    if (asked === null) requestAnimationFrame(() => { const last = asked; asked = null; choose(last); });
+    asked = change;
+  };
+  for (const item of controls("level")) item.addEventListener("input", () => soon({ level: Number(item.value) }));
   for (const c of [0, 1]) for (const item of controls("panel" + c)) item.addEventListener("change", () => {
     const panels = state.panels.slice();
     panels[c] = Number(item.value);
@@ -199,7 +205,7 @@ function featlensComparison(id, spec) {
       const other = at[1 - k];
       // Not every sigma of A need have been compared with every sigma of B.
       const list = k === 0 ? index[at[0]] : index.map(row => row[at[1]]);
-      choose({ level: list[other] >= 0 ? list[other] : Math.max(...list) });
+      soon({ level: list[other] >= 0 ? list[other] : Math.max(...list) });
     });
   }
   for (const c of [0, 1]) part(c, "numbers").addEventListener("toggle", event => { if (event.target.open && shown(c)) count(c, event.target); });

@@ -4,6 +4,14 @@
 const featlensPlain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const featlensShort = (text, most) =>
   text.length <= most ? text : text.slice(0, Math.ceil(most / 2) - 1) + "\u2026" + text.slice(1 - Math.floor(most / 2));
+// Names without the dotted beginning that all of them share, where some are too long.
+function featlensNames(names, most) {
+  if (names.length < 2 || names.every(name => name.length <= most)) return names;
+  let shared = 0;
+  while (shared < names[0].length && names.every(name => name[shared] === names[0][shared])) shared++;
+  const cut = Math.max(names[0].lastIndexOf(".", shared - 1), names[0].lastIndexOf("_", shared - 1), names[0].lastIndexOf("/", shared - 1)) + 1;
+  return cut > 1 ? names.map(name => "\u2026" + name.slice(cut)) : names;
+}
 const featlensNumber = value =>
   value === null ? "-" : Math.abs(value) >= 100 ? value.toPrecision(4) : (Math.round(value * 1000) / 1000 + 0).toFixed(3);
 const featlensP = value => value === null ? "-" : value < 0.001 ? value.toPrecision(2) : value.toFixed(3);
@@ -55,6 +63,7 @@ function featlensLines(spec, panel, place) {
 
 function featlensTicks(names, pixels, most, apart) {
   const step = Math.max(1, Math.ceil(names.length * apart / Math.max(pixels, 60)));
+  names = featlensNames(names, most);
   const tickvals = names.map((_, index) => index).filter(index => index % step === 0);
   return { tickmode: "array", ticklabeloverflow: "allow", tickvals, ticktext: tickvals.map(index => featlensPlain(featlensShort(names[index], most))) };
 }
@@ -81,17 +90,19 @@ function featlensHeat(spec, panel, grid, width) {
     });
     z.push(shown); grey.push(left); text.push(said);
   });
-  const longest = names => Math.min(most, Math.max(...names.map(name => name.length)));
+  const longest = names => Math.min(most, Math.max(...featlensNames(names, most).map(name => name.length)));
   const slanted = longest(grid.columns) > 5;
   const below = slanted ? longest(grid.columns) * 5.5 + 48 : 52, left = longest(grid.rows) * 7.6 + (narrow ? 12 : 38);
   const tall = Math.min(620, Math.max(180, (width - left - 14) * grid.rows.length / grid.columns.length));
-  const shade = featlensInk("--grey"), common = { type: "heatmap", text, hoverinfo: "text", hoverongaps: false, xgap: 1, ygap: 1 };
+  // Between very small cells a gap would hide the colours.
+  const side = Math.min(tall / grid.rows.length, (width - left - 14) / grid.columns.length), gap = side < 9 ? 0 : 1;
+  const shade = featlensInk("--grey"), common = { type: "heatmap", text, hoverinfo: "text", hoverongaps: false, xgap: gap, ygap: gap };
   const data = [
     Object.assign({ z, zmin: panel.range[0], zmax: panel.range[1], colorscale: "Viridis", reversescale: panel.distance,
       colorbar: { orientation: "h", x: 0.5, y: 1.01, yanchor: "bottom", len: 1, thickness: 11, nticks: 6, outlinewidth: 0,
         title: { text: featlensPlain(panel.title) + (panel.distance ? " (bright: close)" : ""), side: "top" } } }, common),
     Object.assign({ z: grey, zmin: 0, zmax: 1, colorscale: [[0, shade], [1, shade]], showscale: false }, common),
-    { type: "scatter", mode: "lines", x: hatch.x, y: hatch.y, line: { color: featlensInk("--soft"), width: 1 }, hoverinfo: "skip", showlegend: false }
+    { type: "scatter", mode: "lines", x: hatch.x, y: hatch.y, line: { color: featlensInk("--soft"), width: side < 9 ? 0.5 : 1 }, hoverinfo: "skip", showlegend: false }
   ];
   const axis = { showgrid: false, zeroline: false, ticks: "", fixedrange: narrow };
   const layout = {
@@ -134,7 +145,7 @@ function featlensCurve(spec, panel, x, places, others, chosen) {
     line("null", soft, "dash", 1.5), line("null_high", soft, "dot", 1.5), line("ceiling", featlensInk("--warn"), "dashdot", 1.5),
     { type: "scatter", mode: "lines+markers", x, y, line: { color: mark, width: 2 }, hoverinfo: "text",
       text: places.map(place => place ? featlensLines(spec, panel, place).map(featlensPlain).join("<br>") : ""),
-      marker: { size: places.map((_, k) => k === chosen ? 13 : 8), color: mark, symbol: places.map(place => featlensGrey(spec, panel, place) ? "circle-open" : "circle"), line: { width: 2 } } }
+      marker: { size: places.map((_, k) => k === chosen ? 13 : places.length > 40 ? 4 : 8), color: mark, symbol: places.map(place => featlensGrey(spec, panel, place) ? "circle-open" : "circle"), line: { width: places.length > 40 ? 1 : 2 } } }
   ];
   const seen = data.flatMap(trace => trace.y).filter(value => value !== null && Number.isFinite(value));
   const low = Math.min(panel.range[0], ...seen), high = Math.max(panel.range[1], ...seen), pad = (high - low) * 0.04;
@@ -153,10 +164,10 @@ function featlensDepth(spec, panel, level, cell, width) {
   const places = pairs.map(([i, j]) => j < 0 ? null : [level, i, j]);
   const chosen = pairs.findIndex(([i, j]) => i === cell[0] && j === cell[1]);
   const { data, range } = featlensCurve(spec, panel, names.map((_, k) => k), places, [], chosen);
-  const most = width < 480 ? 15 : 26, longest = Math.min(most, Math.max(...names.map(name => name.length)));
+  const most = width < 480 ? 15 : 26, short = featlensNames(names, most), longest = Math.min(most, Math.max(...short.map(name => name.length)));
   const xaxis = Object.assign({ range: [-0.5, names.length - 0.5], tickangle: longest > 5 ? -45 : 0, showgrid: false }, featlensTicks(names, width - 66, most, longest > 5 ? 17 : 34));
   // A slanted label reaches to the left of its tick.
-  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, Math.min(most, names[0].length) * 5.5 - width / names.length / 3) : 52;
+  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, Math.min(most, short[0].length) * 5.5 - width / names.length / 3) : 52;
   return featlensCurveFigure(data, range, xaxis, below, 210 + below, left);
 }
 
