@@ -185,7 +185,7 @@ def test_what_is_refused(rng: np.random.Generator, change: dict[str, Any], messa
 
 def test_without_umap_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(FeatlensError, match="needs the package umap-learn .* use method='pca'"):
+    with pytest.raises(FeatlensError, match=r"needs the package umap-learn .* use method='pca'"):
         embed_pair(rng.normal(size=(20, 3)), rng.normal(size=(20, 3)))
 
 

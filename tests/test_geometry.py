@@ -128,7 +128,8 @@ def test_two_nn_of_a_cube_whatever_space_it_lies_in(rng, d):
     assert found.duplicates == 0
 
 
-def test_the_standard_error_of_two_nn_is_that_of_independent_ratios(rng):
+@pytest.mark.parametrize("discard", [0.1, 0.5])
+def test_the_standard_error_of_two_nn_is_that_of_independent_ratios(rng, discard):
     from featlens.measures.geometry import fit_ratios
 
     n, d, slopes, errors = 200, 3.0, [], []
@@ -137,7 +138,7 @@ def test_the_standard_error_of_two_nn_is_that_of_independent_ratios(rng):
         apart = np.full((n, n), 1e12)
         apart[np.arange(n), (np.arange(n) + 1) % n] = 1
         apart[np.arange(n), (np.arange(n) + 2) % n] = np.exp(2 * rng.exponential(1 / d, size=n))
-        slope, error = fit_ratios(apart)
+        slope, error = fit_ratios(apart, discard)
         slopes.append(slope)
         errors.append(error)
     assert np.mean(slopes) == pytest.approx(d, rel=0.02)

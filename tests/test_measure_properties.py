@@ -357,8 +357,12 @@ def test_declarations_are_complete_and_documented(name):
     assert getattr(featlens.measures, name) is measure.function
     page = (ROOT / "docs" / "notes" / f"{measure.family}.md").read_text(encoding="utf-8")
     assert name in page
-    listed = re.search(r"::: featlens\.measures\n.*?members: \[(.*?)\]", api_page(), flags=re.DOTALL)
-    assert listed and name in re.findall(r"\w+", listed[1])
+    if measure.function.__module__ == f"featlens.measures.{name}":
+        # Of a module and a function of one name the page would show the module, without members.
+        assert f"::: featlens.measures.{name}.{name}\n" in api_page()
+    else:
+        listed = re.search(r"::: featlens\.measures\n.*?members: \[(.*?)\]", api_page(), flags=re.DOTALL)
+        assert listed and name in re.findall(r"\w+", listed[1])
     assert f"notes/{measure.family}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     docstring = measure.function.__doc__ or ""
     assert f"Direction: {measure.direction}" in docstring

@@ -278,27 +278,35 @@ def test_an_unknown_option_is_refused_before_the_page_is_made(tmp_path: Path) ->
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVE = """
 <script>
-window.onerror = (...all) => { document.body.dataset.errors = (document.body.dataset.errors || "") + all[0]; };
-window.addEventListener("load", async () => {
-  const seen = {}, all = query => [...document.querySelectorAll(query)], text = query => all(query).map(e => e.textContent);
-  const later = () => new Promise(done => setTimeout(done, 300));
-  const set = async (role, value, kind) => {
-    const menu = document.querySelector('[data-role="' + role + '"]');
-    menu.value = value; menu.dispatchEvent(new Event(kind)); await later();
-  };
+const seen = { errors: "" }, all = query => [...document.querySelectorAll(query)];
+const text = query => all(query).map(e => e.textContent);
+const later = () => new Promise(done => setTimeout(done, 300));
+const set = async (role, value, kind) => {
+  const menu = document.querySelector('[data-role="' + role + '"]');
+  menu.value = value;
+  menu.dispatchEvent(new Event(kind));
   await later();
-  seen.ticks = text(".ytick text"); seen.markup = all(".plot b, .plot script, .plot a").length;
+};
+window.onerror = message => { seen.errors += message; };
+window.addEventListener("unhandledrejection", event => { seen.errors += event.reason; });
+window.addEventListener("load", async () => {
+  await later();
+  seen.ticks = text(".ytick text");
+  seen.markup = all(".plot b, .plot script, .plot a").length;
   await set("level", 0, "input");
-  seen.heading = text(".match h3")[0]; seen.cells = text(".match tbody td, .match tbody th");
+  seen.heading = text(".match h3")[0];
+  seen.cells = text(".match tbody td, .match tbody th");
   seen.menus = all('[data-role="level"]').map(e => e.value);
-  await set("site_a", seen.start = document.querySelector('[data-role="site_a"]').options[0].value, "change");
+  await set("site_a", document.querySelector('[data-role="site_a"]').options[0].value, "change");
   seen.marked = text('[data-part="cell"]')[0];
   for (const fold of all("details")) fold.open = true;
   await later();
   seen.tables = all('[data-part="numbers"] table').map(e => e.rows.length);
-  dispatchEvent(new Event("beforeprint")); await later(); dispatchEvent(new Event("afterprint")); await later();
-  seen.errors = document.body.dataset.errors || "";
-  const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen); document.body.append(out);
+  for (const kind of ["beforeprint", "afterprint"]) { window.dispatchEvent(new Event(kind)); await later(); }
+  const out = document.createElement("pre");
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen);
+  document.body.append(out);
 });
 </script></body>"""
 
@@ -308,10 +316,9 @@ def test_the_page_works_in_a_browser(tmp_path: Path, parse_page: Any) -> None:
     result = evil()
     path = write(tmp_path, result)
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", DRIVE), encoding="utf-8")
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=9000", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
+    options = "headless no-sandbox disable-gpu no-first-run disable-background-networking dump-dom"
+    command = [BROWSER, *(f"--{option}" for option in options.split()), "--virtual-time-budget=9000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     words = done.stdout.partition('<pre id="seen">')[2].partition("</pre>")[0]
     seen = json.loads(words.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

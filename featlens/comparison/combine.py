@@ -123,6 +123,20 @@ def difference(one: Comparison, other: Comparison) -> Comparison:
     Comparison(difference of cka: teacher x student minus random, 1 sigma, 1 x 1 sites, n 80)
     """
     remarks = _same_samples(one, other, "difference")
+    first, second = _matching_panels(one, other)
+    provenance = {
+        "models": {**other.provenance.get("models", {}), **one.provenance.get("models", {})},
+        "samples": _samples_of(one, other),
+        "level": one.provenance.get("level"),
+        "minuend": dict(one.provenance),
+        "subtrahend": dict(other.provenance),
+    }
+    warnings = tuple(dict.fromkeys([*one.warnings, *other.warnings, *remarks]))
+    return Comparison((_difference(first, second),), one.levels, one.n, warnings, provenance)
+
+
+def _matching_panels(one: Comparison, other: Comparison) -> tuple[Panel, Panel]:
+    """The only panel of each, of the same measure and sites."""
     if len(other.panels) != 1 or len(one.panels) != 1:
         raise UsageError(
             f"difference: expected one measure and pair on either side, got {len(one.panels)} and "
@@ -139,15 +153,7 @@ def difference(one: Comparison, other: Comparison) -> Comparison:
             f"difference: expected the same site names in the same order, {named(first)} and {named(second)} "
             "have different ones; compare both with the same sites="
         )
-    provenance = {
-        "models": {**other.provenance.get("models", {}), **one.provenance.get("models", {})},
-        "samples": _samples_of(one, other),
-        "level": one.provenance.get("level"),
-        "minuend": dict(one.provenance),
-        "subtrahend": dict(other.provenance),
-    }
-    warnings = tuple(dict.fromkeys([*one.warnings, *other.warnings, *remarks]))
-    return Comparison((_difference(first, second),), one.levels, one.n, warnings, provenance)
+    return first, second
 
 
 def _difference(first: Panel, second: Panel) -> Panel:

@@ -346,8 +346,7 @@ def _nulls(
             )
             for index, by_pair in zip(chosen, found, strict=True):
                 for pair, null in enumerate(by_pair):
-                    # Values of unrelated samples scatter as 1 / n around 0, or their bias, which is 1 / n as
-                    # well.
+                    # Debiased values of unrelated samples scatter around 0 as 1 / n.
                     tallies[index, pair].add(null * (rows / request.n))
         for (index, pair), tally in tallies.items():
             out[index, pair, number].null = tally.columns()

@@ -29,7 +29,7 @@ from featlens.comparison.request import Handle
 from featlens.comparison.rows import Rows
 from featlens.comparison.tiles import Moments, Pair
 
-__all__ = ["orders_for", "shifted_products", "shifts_of_forms", "shifts_of_matrices"]
+__all__ = ["orders_for", "shift_spectra", "shifts_of_forms", "shifts_of_matrices"]
 
 Floats = NDArray[np.float64]
 # Fills (t, D) with entries i0..i1 of diagonals first..last: matrix index, i0, i1, first, last, out.
@@ -43,7 +43,7 @@ def orders_for(n: int, permutations: int, rng: np.random.Generator) -> list[NDAr
     return [rng.permutation(n) for _ in range(-(-permutations // (n - 1)))]
 
 
-def shifted_products(
+def shift_spectra(
     diagonals: Diagonals,
     n: int,
     count: int,
@@ -51,8 +51,8 @@ def shifted_products(
     dtype: Any,
     memory: float,
     symmetric: bool = True,
-) -> list[Floats]:
-    """For each pair of groups (shifts, A, B): sum over i != j of K_ij L_(i+s)(j+s), s = 0..n - 1.
+) -> list[NDArray[Any]]:
+    """For each pair of groups (frequencies, A, B): transform over s of sum_(i != j) K_ij L_(i+s)(j+s).
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def shifted_products(
     symmetric
         Whether all matrices are symmetric, so that half of the diagonals say all.
     """
-    from scipy.fft import irfft, rfft
+    from scipy.fft import rfft
 
     frequencies = n // 2 + 1
     kind = np.complex64 if dtype == np.float32 else np.complex128
@@ -99,16 +99,21 @@ def shifted_products(
                 some = stack[low : low + 32]
                 spectrum[low : low + 32] += some[:, a].conj() @ some[:, b].transpose(0, 2, 1)
     factor = 2 if symmetric else 1
-    return [factor * irfft(spectrum, n=n, axis=0) for spectrum in spectra]
+    return [factor * spectrum for spectrum in spectra]
+
+
+def _shifts(spectrum: NDArray[Any], n: int) -> Floats:
+    """(shifts, B) from (frequencies, B)."""
+    from scipy.fft import irfft
+
+    return np.asarray(irfft(spectrum, n=n, axis=0))
 
 
 def _correlate(a: Floats, b: Floats) -> Floats:
-    """(shifts, A, B): sum_i a_i b_(i+s) of rows (A, n) and (B, n)."""
-    from scipy.fft import irfft, rfft
+    """(shifts, B): sum_i a_i b_(i+s) of a (n,) and rows b (B, n)."""
+    from scipy.fft import rfft
 
-    left, right = rfft(a, axis=1).conj(), rfft(b, axis=1)
-    out: Floats = irfft(left.T[:, :, None] * right.T[:, None, :], n=a.shape[1], axis=0)
-    return out
+    return _shifts(rfft(a).conj()[:, None] * rfft(b, axis=1).T, len(a))
 
 
 def shifts_of_forms(
@@ -119,8 +124,8 @@ def shifts_of_forms(
     order: NDArray[np.int64],
     dtype: str,
     memory: float,
-) -> list[list[Floats]]:
-    """For each form and pair (n - 1, A, B): values under the cyclic shifts of one order.
+) -> list[list[NDArray[Any]]]:
+    """For each form and pair (n - 1, A, B) float32: values under the cyclic shifts of one order.
 
     ``order`` holds the samples to use, all or some. ``widths`` are the bandwidths of each form's kernel by
     site, in units of the features.
@@ -130,15 +135,15 @@ def shifts_of_forms(
     out = []
     for form, scales in zip(forms, widths, strict=True):
         source = _KernelDiagonals(rows, form, scales)
-        products = shifted_products(source, n, len(handles), pairs, np.dtype(dtype).type, memory)
+        products = shift_spectra(source, n, len(handles), pairs, np.dtype(dtype).type, memory)
         out.append(_values(source, products, pairs))
     return out
 
 
 def shifts_of_matrices(
     matrices: Sequence[NDArray[Any]], pairs: Sequence[Pair], order: NDArray[np.int64], memory: float
-) -> list[Floats]:
-    """For each pair (n - 1, A, B): sums of products of prepared matrices under the shifts of one order."""
+) -> list[NDArray[Any]]:
+    """For each pair (n - 1, A, B) float32: sums of products of prepared matrices under an order's shifts."""
     n = len(order)
     symmetric = all(np.array_equal(matrix, matrix.T) for matrix in matrices)
 
@@ -146,12 +151,15 @@ def shifts_of_matrices(
         rows = np.arange(start, stop)[:, None]
         out[:] = matrices[index][order[rows], order[(rows + np.arange(first, last)[None, :]) % n]]
 
-    products = shifted_products(entries, n, len(matrices), pairs, np.float32, memory, symmetric)
+    products = shift_spectra(entries, n, len(matrices), pairs, np.float32, memory, symmetric)
     diagonals = np.stack([matrix.diagonal()[order] for matrix in matrices]).astype(np.float64)
-    return [
-        (product + _correlate(diagonals[a], diagonals[b]))[1:]
-        for product, (a, b) in zip(products, pairs, strict=True)
-    ]
+    out = []
+    for spectrum, (a, b) in zip(products, pairs, strict=True):
+        found = np.empty((n - 1, *spectrum.shape[1:]), dtype=np.float32)
+        for index, diagonal in enumerate(diagonals[a]):
+            found[:, index] = (_shifts(spectrum[:, index], n) + _correlate(diagonal, diagonals[b]))[1:]
+        out.append(found)
+    return out
 
 
 class _KernelDiagonals:
@@ -227,19 +235,25 @@ def _wrapped(x: NDArray[Any], low: int, high: int) -> NDArray[Any]:
     return x[np.arange(low, high) % n]
 
 
-def _values(source: _KernelDiagonals, products: Sequence[Floats], pairs: Sequence[Pair]) -> list[Floats]:
+def _values(
+    source: _KernelDiagonals, products: Sequence[NDArray[Any]], pairs: Sequence[Pair]
+) -> list[NDArray[Any]]:
     form, n = source.form, source.n
     sums = Sums(form, source.moments(), source.rows.dtype)
     own = sums.self_similarity()
     out = []
-    for (a, b), cross in zip(pairs, products, strict=True):
-        value = similarity(
-            form.formula,
-            n,
-            cross,
-            sums.totals[a, None] * sums.totals[None, b],
-            _correlate(sums.rows[a], sums.rows[b]),
-            _correlate(sums.own[a], sums.own[b]),
-        )
-        out.append(finish(form, ratio(value, own[a, None], own[None, b]))[1:])
+    for (a, b), spectrum in zip(pairs, products, strict=True):
+        found = np.empty((n - 1, *spectrum.shape[1:]), dtype=np.float32)
+        # Site by site, because all shifts of all cells in float64 may not fit into memory.
+        for index, site in enumerate(range(a.start, a.stop)):
+            value = similarity(
+                form.formula,
+                n,
+                _shifts(spectrum[:, index], n),
+                sums.totals[site] * sums.totals[b],
+                _correlate(sums.rows[site], sums.rows[b]),
+                _correlate(sums.own[site], sums.own[b]),
+            )
+            found[:, index] = finish(form, ratio(value, own[site], own[b]))[1:]
+        out.append(found)
     return out

@@ -26,8 +26,10 @@ NULL_ROWS = 4096
 """Most samples that a null level is computed on."""
 EXACT = 2e10
 """Multiplications up to which products are made in float64."""
-SKINNY = 4.0
-"""Cost of a multiplication of products with few rows, beside one of large products."""
+ENTRY = 15.0
+"""Multiplications that take as long as looking at one entry of one site's Gram matrix once."""
+ENTRY_LEFT_OUT = 250.0
+"""The same for the sums that leaving one sample out needs."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,11 @@ def tile_cost(request: Request) -> float:
     half = request.n**2 / 2
     grams = sum(widths_of(request, name).sum() for name in _held_at_once(request))
     cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
-    each = grams + SKINNY * cells * (3 if request.intervals else 1)
+    sites = sum(len(request.sites[name]) for name in _held_at_once(request))
+    # Found by measurement on products of 2 to 100 sites a side; tests/benchmarks/bench_compare_scaling.py.
+    each = grams + cells + ENTRY * sites
+    if request.intervals:
+        each += 2 * cells + ENTRY_LEFT_OUT * sites
     return float(half * each * len(request.levels))
 
 
@@ -309,12 +315,12 @@ def null_rows(request: Request, bound: Bound, form: Form) -> int:
     cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
     # Features in float32, and spectra and values of every cell.
     each = 4 * held + 64 * cells
-    fits = int(request.memory / 2 / each)
     if form.degenerate:
-        return min(request.n, NULL_ROWS, max(fits, 256))
+        return min(request.n, NULL_ROWS, max(int(request.memory / 2 / each), 256))
+    fits = int(request.memory / each)
     if request.permutations != 0 and fits < request.n:
         raise UsageError(
-            f"compare: the null level of {bound.name} takes {human_bytes(2 * each * request.n)} for "
+            f"compare: the null level of {bound.name} takes {human_bytes(each * request.n)} for "
             f"{request.n} samples, more than {human_bytes(request.memory)}; leave it out (permutations=0), "
             f"compare a random subset of {fits} samples (n={fits}), or allow more memory"
         )

@@ -51,17 +51,18 @@ class Tally:
         self._total = np.zeros(value.shape)
         self.count = 0
 
-    def add(self, nulls: Floats) -> None:
+    def add(self, nulls: NDArray[Any]) -> None:
         """Take in (permutations, A, B) values."""
-        signed, value = self.sign * nulls, self.sign * self.value
+        signed = nulls if self.sign > 0 else -nulls
+        value = self.sign * self.value
         # A permuted value that differs from the value by rounding has reached it.
-        close = value - 1e-9 * np.maximum(1.0, np.abs(value))
+        close = value - 1e-6 * np.abs(value)
         extreme = np.where(np.isnan(signed), -np.inf, signed).max(axis=(1, 2))
         self._reached += (signed >= close).sum(axis=0)
         ordered = np.sort(extreme)
         self._family += len(ordered) - np.searchsorted(ordered, close)
-        self._total += nulls.sum(axis=0)
-        self._nulls.append(nulls.astype(np.float32))
+        self._total += nulls.sum(axis=0, dtype=np.float64)
+        self._nulls.append(nulls.astype(np.float32, copy=False))
         self.count += len(nulls)
 
     def columns(self) -> dict[str, Floats]:

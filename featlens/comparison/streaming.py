@@ -29,7 +29,7 @@ from featlens.comparison.device import Device
 from featlens.comparison.forms import Formula, leave_one_out, ratio, similarity
 from featlens.comparison.jackknife import ROUNDING
 from featlens.comparison.request import Handle
-from featlens.comparison.rows import gather, require_finite
+from featlens.comparison.rows import gather, require_finite, squared_norms
 from featlens.comparison.tiles import Pair
 
 __all__ = ["Streamed", "stream"]
@@ -91,12 +91,14 @@ def stream(
         Called with (rows done, rows).
     """
     sums = _Sums(handles, pair, n, dtype, device)
-    for start in range(0, n, ROWS):
-        stop = min(start + ROWS, n)
-        sums.add(start, stop)
-        if progress is not None:
-            progress(stop, n)
-    return [sums.finish(formula, anchors) for formula in formulas]
+    # What overflows is found at the end, by its share.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, n, ROWS):
+            stop = min(start + ROWS, n)
+            sums.add(start, stop)
+            if progress is not None:
+                progress(stop, n)
+        return [sums.finish(formula, anchors) for formula in formulas]
 
 
 class _Sums:
@@ -121,7 +123,7 @@ class _Sums:
         norms = np.empty((len(self.sites), stop - start))
         for index, site in enumerate(self.sites):
             block = self.shifted(site, start, stop)
-            norms[index] = np.einsum("ij,ij->i", block, block)
+            norms[index] = squared_norms(block)
             site.total += block.sum(axis=0, dtype=np.float64)
             blocks.append(device.put(block))
         self.squares += norms @ norms.T
@@ -139,8 +141,12 @@ class _Sums:
         """Rows about the provisional mean, scaled."""
         raw = np.asarray(site.handle.read(start, stop))
         require_finite(raw, site.handle.label, start)
-        block = (raw - site.origin) / raw.dtype.type(site.scale)
-        return np.asarray(block, dtype=self.dtype)
+        return self.placed(site, raw).astype(self.dtype, copy=False)
+
+    def placed(self, site: _Site, raw: NDArray[Any]) -> NDArray[Any]:
+        """Rows about the provisional mean, scaled, in the wider of their type and that of the products."""
+        raw = raw.astype(np.result_type(raw, self.dtype), copy=False)
+        return np.asarray((raw - site.origin) / raw.dtype.type(site.scale))
 
     def finish(self, formula: Formula, anchors: NDArray[np.int64] | None) -> Streamed:
         """Values, and standard errors from the samples in ``anchors``."""
@@ -157,9 +163,14 @@ def _first_rows(handle: Handle, n: int) -> _Site:
     """Provisional mean and scale of a site."""
     first = np.asarray(handle.read(0, min(n, 1024)))
     require_finite(first, handle.label)
-    start = first[0].astype(np.float64)
-    origin = (start + (first - start).mean(axis=0)).astype(first.dtype)
-    largest = float(np.abs(first - origin).max())
+    one = first[0].astype(np.float64)
+    origin = (one + (first - one).mean(axis=0)).astype(first.dtype)
+    largest, start = float(np.abs(first - origin).max()), len(first)
+    # Rows that are all equal say nothing of the scale.
+    while largest == 0 and start < n:
+        later = np.asarray(handle.read(start, min(start + 1024, n)))
+        require_finite(later, handle.label, start)
+        largest, start = float(np.abs(later - origin).max()), start + len(later)
     return _Site(handle, origin, largest if largest > 0 else 1.0, np.zeros(handle.width))
 
 
@@ -253,6 +264,10 @@ class _Centre:
         """Self term; 0 where there is nothing but rounding."""
         row = self.row(index, own=True)
         found, full = float(row.similarity(formula, self.n)[0]), float(row.full[0])
+        if not np.isfinite(found) or (not full and self.trace[index] > 0):
+            # The first rows, which set the scale, were out of all proportion to the rest.
+            self.share = 0.0
+            return 0.0
         if formula == "biased" or not full:
             return max(found, 0.0)
         share = found * self.n * (self.n - 3) / full
@@ -283,5 +298,4 @@ class _Centre:
         return np.stack(out)
 
     def _anchor_rows(self, site: _Site, mean: Floats, anchors: NDArray[np.int64]) -> Floats:
-        raw = gather(site.handle, anchors)
-        return np.asarray((raw - site.origin) / raw.dtype.type(site.scale) - mean, dtype=np.float64)
+        return self.sums.placed(site, gather(site.handle, anchors)) - mean

@@ -192,7 +192,7 @@ def fit_ratios(squared: Array, discard: float = DISCARD) -> tuple[float, float]:
     slope = float(xp.sum(ratios * levels)) / squares
     # Under the model the ratios are ordered exponentials: sums of independent gaps Z_j / (n - j + 1).
     # To first order slope / d = 1 - sum_i y_i (x_i d - y_i) / sum y^2, in which Z_j has this weight:
-    weights = xp.flip(xp.cumulative_sum(xp.flip(levels, axis=0)), axis=0) / left
+    weights = xp.flip(xp.cumsum(xp.flip(levels, axis=0), 0), axis=0) / left
     spread = math.sqrt(float(xp.sum(weights * weights))) / float(xp.sum(levels * levels))
     return slope, slope * spread
 

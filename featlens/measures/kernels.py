@@ -81,7 +81,7 @@ def distinct(x: Array) -> tuple[Array, Array]:
     begins: Any = xp.ones_like(order, dtype=xp.bool)
     begins[1:] = xp.any(ordered[1:] != ordered[:-1], axis=1)
     group = xp.zeros_like(order)
-    group[order] = xp.cumulative_sum(xp.astype(begins, order.dtype)) - 1
+    group[order] = xp.cumsum(xp.astype(begins, order.dtype), 0) - 1
     return order[begins], group
 
 
@@ -197,7 +197,7 @@ def ranks(values: Array) -> Array:
     begins[1:] = ordered[1:] - ordered[:-1] > TIES * ordered[1:]
     first = xp.nonzero(begins)[0]
     last = xp.concat([first[1:], xp.full_like(first[:1], count)]) - 1
-    group = xp.cumulative_sum(xp.astype(begins, xp.int64)) - 1
+    group = xp.cumsum(xp.astype(begins, xp.int64), 0) - 1
     shared = xp.take(xp.astype(first + last, xp.float64) / 2, group, axis=0)
     out = xp.zeros_like(shared)
     out[order] = shared

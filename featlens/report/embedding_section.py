@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def _embed(
     known = cache.get(key, made["pca"])
     if known is None:
         if progress is not None:
-            progress(f"UMAP of {place.said} (the first in a new environment compiles for up to a minute)")
+            slow = "" if "umap" in sys.modules else " (its first use in a process compiles for up to a minute)"
+            progress(f"UMAP of {place.said}{slow}")
         try:
             known = embed_pair(x, y, labels, "umap", **options)
         except FeatlensError as error:

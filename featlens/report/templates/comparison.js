@@ -95,7 +95,7 @@ function featlensComparison(id, spec) {
     state.hover = what;
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(() => {
+    setTimeout(() => {
       waiting = false;
       for (const c of [0, 1]) for (const kind of kinds) {
         const name = plot(c, kind);
@@ -103,7 +103,7 @@ function featlensComparison(id, spec) {
         if (kind === "map") Plotly.relayout(name, { shapes: featlensMark(...chosen(c)) });
         else featlensDraw(name);
       }
-    });
+    }, 20);
   }
 
   function tell(c) {
@@ -184,7 +184,7 @@ function featlensComparison(id, spec) {
   // A slider that is dragged asks more often than large maps can be drawn.
   let asked = null;
   const soon = change => {
-    if (asked === null) requestAnimationFrame(() => { const last = asked; asked = null; choose(last); });
+    if (asked === null) setTimeout(() => { const last = asked; asked = null; choose(last); }, 20);
     asked = change;
   };
   for (const item of controls("level")) item.addEventListener("input", () => soon({ level: Number(item.value) }));
