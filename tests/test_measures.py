@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featlens.errors import UsageError
-from featlens.measures import cka, cka_grid, hsic_debiased
+from featlens.measures import cka, hsic_debiased
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -189,7 +187,6 @@ def test_inputs_are_left_as_they_were(rng):
     x, y = related(rng, 20, 3, 3)
     before = x.copy(), y.copy()
     cka(x, y)
-    cka_grid([x], [y], permutations=3)
     assert np.array_equal(x, before[0])
     assert np.array_equal(y, before[1])
 
@@ -242,90 +239,3 @@ def test_a_bandwidth_is_a_number_above_zero(bandwidth):
 def test_the_linear_kernel_has_no_bandwidth():
     with pytest.raises(UsageError, match="the linear kernel has no bandwidth, got 2; leave it out"):
         cka(np.eye(9), np.eye(9), bandwidth=2)
-
-
-# The grid: n >> d takes the route over features, d >> n the one over Gram matrices.
-ROUTES = {"features": (50, [3, 5, 1], [4, 2]), "gram": (12, [300, 500, 70], [400, 200])}
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_grid_is_cka_of_every_pair(rng, route):
-    n, widths_a, widths_b = ROUTES[route]
-    a, b = ([rng.normal(3, size=(n, d)) for d in widths] for widths in (widths_a, widths_b))
-    grid = cka_grid(a, b)
-    for i, j in itertools.product(range(len(a)), range(len(b))):
-        assert grid.value[i, j] == pytest.approx(cka(a[i], b[j]), abs=1e-12)
-    assert grid.null.shape == (0, len(a), len(b))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_null_of_the_grid_is_cka_with_permuted_rows(rng, route):
-    n, widths_a, widths_b = ROUTES[route]
-    a, b = ([rng.normal(3, size=(n, d)) for d in widths] for widths in (widths_a, widths_b))
-    grid = cka_grid(a, b, permutations=2, seed=5)
-    draws = np.random.default_rng(5)
-    for index in range(2):
-        order = draws.permutation(n)
-        assert grid.null[index, 1, 1] == pytest.approx(cka(a[1], b[1][order]), abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [6, 40])
-def test_both_routes_of_the_grid_agree(rng, monkeypatch, n):
-    from featlens.measures import cka as module_function
-
-    module = __import__(module_function.__module__, fromlist=["_"])
-    a, b = ([rng.normal(size=(n, d)) for d in (3, 9, 30)] for _ in range(2))
-    grids = []
-    for products in (module._gram_products, module._feature_products):
-        monkeypatch.setattr(module, "_gram_products", products)
-        monkeypatch.setattr(module, "_feature_products", products)
-        grids.append(cka_grid(a, b, permutations=4))
-    assert np.allclose(grids[0].value, grids[1].value, rtol=0, atol=1e-12)
-    assert np.allclose(grids[0].null, grids[1].null, rtol=0, atol=1e-12)
-
-
-def test_null_is_centred_at_zero_even_for_wide_related_features(rng):
-    x, y = related(rng, 40, 500, 500, noise=0.1)
-    grid = cka_grid([x], [y], permutations=300)
-    spread = grid.null.std()
-    assert abs(grid.null.mean()) < 4 * spread / 300**0.5
-    assert grid.value[0, 0] > grid.null.max()
-
-
-def test_permutation_p_values_of_independent_features_are_uniform(rng):
-    permutations, tests = 19, 400
-    ranks = np.zeros(permutations + 1)
-    for seed in range(tests):
-        grid = cka_grid([rng.normal(size=(10, 4))], [rng.exponential(size=(10, 3))], permutations, seed)
-        ranks[int((grid.null >= grid.value).sum())] += 1
-    # 20 equally likely ranks: chi-squared with 19 degrees of freedom, beyond 43.8 once in a thousand.
-    expected = tests / (permutations + 1)
-    assert ((ranks - expected) ** 2 / expected).sum() < 43.8
-
-
-def test_grid_with_the_same_seed_is_the_same(rng):
-    a, b = [rng.normal(size=(20, 3))], [rng.normal(size=(20, 4))]
-    first, again, other = (cka_grid(a, b, 5, seed) for seed in (1, 1, 2))
-    assert np.array_equal(first.null, again.null)
-    assert not np.array_equal(first.null, other.null)
-
-
-def test_grid_keeps_constant_sites_as_nan_without_touching_the_others(rng):
-    x, y = related(rng, 30, 4, 4)
-    grid = cka_grid([x, np.full((30, 2), 0.1)], [y], permutations=2)
-    assert grid.value[0, 0] == pytest.approx(cka(x, y), abs=1e-12)
-    assert np.isnan(grid.value[1, 0])
-    assert np.isnan(grid.null[:, 1, 0]).all()
-
-
-def test_grid_refuses_wrong_features_and_names_the_site():
-    good, bad = np.eye(8), np.eye(8)
-    bad[2, 2] = np.inf
-    with pytest.raises(UsageError, match=r"row 2 of site 'dec\.x' of B holds NaN or infinity"):
-        cka_grid([good], [good, bad], names=(["enc.x"], ["dec.w", "dec.x"]))
-    with pytest.raises(UsageError, match="row 2 of site 0 of A"):
-        cka_grid([bad], [good])
-    with pytest.raises(UsageError, match="x has 8 rows and y 7"):
-        cka_grid([good], [good[:7]])
-    with pytest.raises(UsageError, match="got 0 sites of A and 1 of B"):
-        cka_grid([], [good])

@@ -5,7 +5,7 @@ device they are on. torch is never imported here.
 """
 
 from featlens.measures.cca import mean_cca, mean_squared_cca, pwcca, svcca
-from featlens.measures.cka import cka, cka_from_kernels, cka_grid, hsic_debiased
+from featlens.measures.cka import cka, cka_from_kernels, hsic_debiased
 from featlens.measures.declare import MEASURES, Bound, Measure, resolve
 from featlens.measures.dependence import distance_correlation
 from featlens.measures.geometry import (
@@ -37,7 +37,6 @@ __all__ = [
     "bures",
     "cka",
     "cka_from_kernels",
-    "cka_grid",
     "cka_minibatch",
     "cknna",
     "dead_units",

@@ -1,4 +1,4 @@
-"""Centred kernel alignment, debiased and biased, and its permutation null on a grid.
+"""Centred kernel alignment, debiased and biased.
 
 With centred features X (n, d1) and Y (n, d2), k_i = |x_i|^2 and l_i = |y_i|^2, the unbiased estimator of HSIC
 of Song et al. (2012, equation 5) for linear kernels is, exactly,
@@ -13,9 +13,8 @@ cosine between U-centred kernel matrices, which for the linear kernel is the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from featlens.measures.choices import one_of, positive
 from featlens.measures.declare import Alignment, Method, declare, evaluate
 from featlens.measures.kernels import doubly_centred, rbf, u_centred
 
-__all__ = ["Grid", "KernelCKA", "LinearCKA", "cka", "cka_from_kernels", "cka_grid", "hsic_debiased"]
+__all__ = ["KernelCKA", "LinearCKA", "cka", "cka_from_kernels", "hsic_debiased"]
 
 Estimator = Literal["debiased", "biased"]
 ESTIMATORS = ("debiased", "biased")
@@ -254,98 +253,3 @@ def _ratio(cross: Any, self_x: Any, self_y: Any) -> Any:
     cross, product = np.asarray(cross, dtype=np.float64), np.asarray(self_x) * np.asarray(self_y)
     defined = (np.asarray(self_x) > 0) & (np.asarray(self_y) > 0)
     return np.where(defined, cross / np.sqrt(np.where(defined, product, 1.0)), np.nan)
-
-
-class Grid(NamedTuple):
-    """CKA of every site of A with every site of B, and under row permutations of B."""
-
-    value: NDArray[np.float64]
-    """(sites of A, sites of B)."""
-    null: NDArray[np.float64]
-    """(permutations, sites of A, sites of B)."""
-
-
-def cka_grid(
-    a: Sequence[NDArray[Any]],
-    b: Sequence[NDArray[Any]],
-    permutations: int = 0,
-    seed: int = 0,
-    names: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> Grid:
-    """Debiased linear CKA of all pairs of two lists of features, with a permutation null.
-
-    Parameters
-    ----------
-    a, b
-        Lists of (n, d) numpy arrays over the same n samples; widths may differ.
-    permutations
-        Number of random permutations of the rows of B; the same ones serve every pair, so the largest null
-        value over the grid controls the family-wise error.
-    seed
-        Seed of the permutations.
-    names
-        What to call the sites of A and of B in errors; their positions by default.
-
-    Notes
-    -----
-    Everything reduces to |X'PY|_F^2 and sum k_i l_p(i). The first is computed either between features
-    (n sum(d_A) sum(d_B) products) or between Gram matrices (n^2 S_A S_B), whichever is cheaper.
-    """
-    if not len(a) or not len(b):
-        raise UsageError(
-            f"cka_grid: expected features on both sides, got {len(a)} sites of A and {len(b)} of B"
-        )
-    called = (range(len(a)), range(len(b))) if names is None else names
-    left = [
-        rescaled(centred(checked(x, f"site {i!r} of A", 4, "cka"))) for i, x in zip(called[0], a, strict=True)
-    ]
-    right = [
-        rescaled(centred(checked(y, f"site {i!r} of B", 4, "cka"))) for i, y in zip(called[1], b, strict=True)
-    ]
-    for x in (*left, *right):
-        same_rows(left[0], x, "cka_grid")
-    n = len(left[0])
-    rng = np.random.default_rng(seed)
-    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(permutations))])
-    width_a, width_b = (sum(x.shape[1] for x in side) for side in (left, right))
-    gram_cost = n * n * len(left) * len(right)
-    products = _gram_products if gram_cost < n * width_a * width_b and n <= 2048 else _feature_products
-    cross = products(left, right, orders)
-    k, m = (np.stack([(x * x).sum(1) for x in side]) for side in (left, right))
-    diagonal = np.stack([k @ m[:, order].T for order in orders])
-    traces = k.sum(1)[:, None] * m.sum(1)[None, :]
-    hsic = _debias(cross, diagonal, traces, n)
-    self_a = np.array([_pair_hsic(x, x, "debiased") for x in left])
-    self_b = np.array([_pair_hsic(y, y, "debiased") for y in right])
-    values = _ratio(hsic, self_a[:, None], self_b[None, :])
-    return Grid(values[0], values[1:])
-
-
-def _feature_products(
-    left: list[NDArray[Any]], right: list[NDArray[Any]], orders: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """|X'PY|_F^2 of all pairs and orders through one matrix product of all features at once."""
-    starts_a = np.cumsum([0, *(x.shape[1] for x in left[:-1])])
-    starts_b = np.cumsum([0, *(y.shape[1] for y in right[:-1])])
-    x_all, y_all = np.concatenate(left, axis=1).T, np.concatenate(right, axis=1)
-    out = np.empty((len(orders), len(left), len(right)))
-    for index, order in enumerate(orders):
-        squares = (x_all @ y_all[order]) ** 2
-        out[index] = np.add.reduceat(np.add.reduceat(squares, starts_a, axis=0), starts_b, axis=1)
-    return out
-
-
-def _gram_products(
-    left: list[NDArray[Any]], right: list[NDArray[Any]], orders: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """The same through Gram matrices: <XX', P YY' P'>; permuting a Gram matrix needs no new product."""
-    n = len(left[0])
-    grams_a = np.stack([(x @ x.T).ravel() for x in left])
-    grams_b = [y @ y.T for y in right]
-    out = np.empty((len(orders), len(left), len(right)))
-    shuffled = np.empty((len(right), n * n))
-    for index, order in enumerate(orders):
-        for row, gram in zip(shuffled, grams_b, strict=True):
-            np.take(np.take(gram, order, axis=0), order, axis=1, out=row.reshape(n, n))
-        out[index] = grams_a @ shuffled.T
-    return out
