@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,8 +65,6 @@ class Made(Side):
 
 def handles(*models: Mapping[str, Any]) -> list[Handle]:
     """Sites of all models, in order."""
-    import contextlib
-
     sides = open_sides(contextlib.ExitStack(), {f"m{i}": model for i, model in enumerate(models)}, None)
     return [Handle(side, site, 0.0) for side in sides.values() for site in side.widths]
 
@@ -79,7 +79,7 @@ def rows_of(*models: Mapping[str, Any], size: int = 16, dtype: str = "float64", 
 def groups(*models: Mapping[str, Any]) -> list[slice]:
     """Where the sites of each model are among the handles of all."""
     ends = np.cumsum([0, *map(len, models)])
-    return [slice(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
 
 def kernel(x: Any, kind: str, width: float = WIDTH) -> Any:
@@ -93,7 +93,7 @@ def kernel(x: Any, kind: str, width: float = WIDTH) -> Any:
 
 
 def hsic(k: Any, l: Any, formula: str) -> float:  # noqa: E741
-    """Textbook: Song et al. (2012), Gretton et al. (2005), or a covariance of the entries off the diagonal."""
+    """Textbook: Song et al. (2012), Gretton et al. (2005), or a covariance of entries off the diagonal."""
     n = len(k)
     if formula == "biased":
         centre = np.eye(n) - 1 / n

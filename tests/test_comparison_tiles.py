@@ -10,6 +10,7 @@ from featlens.comparison.entries import Entries, entries_of
 from featlens.comparison.forms import Kernel, form_of
 from featlens.comparison.jackknife import Sums, values
 from featlens.comparison.tiles import accumulate, tile_size
+from featlens.errors import FeatlensError, UsageError
 from featlens.measures.declare import resolve
 from tests.engine_helpers import (
     FORMS,
@@ -102,8 +103,8 @@ def test_entries_are_those_of_the_kernel_less_a_constant(kind, width):
     apart = found - truth
     scale = 1.0 if kind == "distance" or width < 10 else np.exp(norms.mean() / width**2)
     np.testing.assert_allclose(found - scale * truth, (found - scale * truth)[0, 1], atol=1e-12)
-    if scale == 1.0:
-        assert abs(found.mean()) < 0.3 * max(abs(apart[0, 1]), 0.1)
+    if kind == "distance" or width > 10:
+        assert abs(found.mean()) < 0.1 * abs(apart[0, 1])
 
 
 def test_distances_of_equal_rows_are_zero():
@@ -158,7 +159,7 @@ def test_hard_cases_are_as_the_functions_say(monkeypatch, case, given, made):
     for name, measure in zip(MEASURES, result.measures, strict=True):
         bound = resolve(name)
         truth = [[bound.measure.function(x, y, **bound.options) for y in b.values()] for x in a.values()]
-        exact = {"an outlier": 1e-8}.get(case, 1e-11)
+        exact = {"an outlier": 1e-6}.get(case, 1e-11)
         np.testing.assert_allclose(
             result.panel(measure).arrays["value"][0],
             truth,
@@ -185,7 +186,7 @@ def test_float64_of_extreme_scale(monkeypatch, scale):
 
 
 @pytest.mark.parametrize("made", ["float32", "float64"])
-@pytest.mark.parametrize("n", [50, 700])
+@pytest.mark.parametrize("n", [50, 300])
 def test_sites_without_self_similarity_are_undefined(monkeypatch, made, n):
     precise(monkeypatch, made)
     a = {
@@ -220,16 +221,16 @@ def test_a_few_samples_far_from_all_others_are_computed_again_in_float64(monkeyp
 
 @pytest.mark.parametrize("name", ["cka", "cka(kernel=rbf)", "distance_correlation", "rsa", "procrustes"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("row", [0, 3, 1037])
+@pytest.mark.parametrize("row", [0, 3, 537])
 def test_features_that_are_not_finite_are_named(name, bad, row):
-    n = 1100 if name.startswith("cka") or row > 1000 else 30
-    if row > 1000 and name not in ("cka", "cka(kernel=rbf)"):
+    n = 600 if row > 500 else 30
+    if row > 500 and name not in ("cka", "cka(kernel=rbf)"):
         pytest.skip("reads the whole site at once")
     models = {key: {"s": np.random.default_rng(0).normal(size=(2, n, 4))} for key in "ab"}
     models["b"]["t"] = models["b"]["s"].astype("f4")
     models["b"]["t"][1, row, 2] = bad
     with pytest.raises(
-        ValueError, match=rf"row {row} of site 't' of 'b' at sigma 2\.5 holds NaN or inf"
+        FeatlensError, match=rf"row {row} of site 't' of 'b' at sigma 2\.5 holds NaN or inf"
     ) as e:
         compare(models, name, sigmas=(0.5, 2.5), plan="auto" if name != "cka" else "tiles", permutations=0)
     assert "\n" not in str(e.value)
@@ -238,7 +239,7 @@ def test_features_that_are_not_finite_are_named(name, bad, row):
 def test_opposite_infinities_and_huge_sums_are_told_apart():
     x = np.random.default_rng(0).normal(size=(20, 4))
     x[3, 1], x[4, 1] = np.inf, -np.inf
-    with pytest.raises(ValueError, match="row 3 of site 's' of 'a'.*2 such rows"):
+    with pytest.raises(UsageError, match=r"row 3 of site 's' of 'a'.*2 such rows"):
         compare({"a": {"s": x}, "b": {"s": x[:, 2:]}}, plan="tiles", permutations=0)
     large = np.random.default_rng(0).normal(size=(400, 4)).astype("f4") * np.float32(5e37)
     result = compare({"a": {"s": large}, "b": {"s": large / 1e37}}, plan="tiles", permutations=0)

@@ -121,8 +121,8 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--permutations",
         type=int,
-        help="permutations behind null level and p-values, at least; 0 for none (default: 1000 where they come "
-        "from cyclic shifts, as of kernel measures, else 200)",
+        help="permutations behind null level and p-values, at least; 0 for none (default: 1000 where they "
+        "come from cyclic shifts, as of kernel measures, else 200)",
     )
     group.add_argument(
         "--resamples",

@@ -17,7 +17,9 @@ __all__ = ["Rows", "gather", "require_finite", "squared_norms"]
 
 def require_finite(block: NDArray[Any], label: str, start: int = 0) -> None:
     """Refuse NaN and infinity, naming site and row."""
-    if not np.isfinite(block.sum(dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = block.sum(dtype=np.float64)
+    if not np.isfinite(total):
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             raise UsageError(

@@ -117,6 +117,7 @@ def _bands(
                 go.Scatter(
                     x=[*x, *x[::-1]],
                     y=around,
+                    mode="lines",
                     fill="toself",
                     fillcolor=colour,
                     opacity=0.16,

@@ -106,7 +106,7 @@ function featlensHeat(spec, panel, grid, width) {
   ];
   const axis = { showgrid: false, zeroline: false, ticks: "", fixedrange: narrow };
   const layout = {
-    height: tall + below + 68, margin: { l: left, r: 14, t: 68, b: below, pad: 4 }, hovermode: "closest", dragmode: narrow ? false : "zoom", showlegend: false,
+    height: tall + below + 58, margin: { l: left, r: 14, t: 58, b: below, pad: 4 }, hovermode: "closest", dragmode: narrow ? false : "zoom", showlegend: false,
     shapes: grid.marked ? featlensMark(...grid.marked) : [],
     xaxis: Object.assign({ range: [-0.5, grid.columns.length - 0.5], title: { text: featlensPlain(featlensShort(grid.titles[1], 44)) }, tickangle: slanted ? -45 : 0 },
       axis, featlensTicks(grid.columns, width - left - 14, most, slanted ? 17 : 34)),
