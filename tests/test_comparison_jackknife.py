@@ -84,7 +84,7 @@ def test_tiles_leave_out_every_sample(form, size):
     np.testing.assert_allclose(error, jackknife(left_out(a, b, form), 37), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[4], FORMS[8]], ids=str)
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[3], FORMS[7]], ids=str)
 def test_several_pairs_at_once(form):
     models = features(25, ((3, 9), (6,), (4, 2, 11)))
     pairs = ((0, 1), (2, 0), (1, 1))
@@ -124,9 +124,9 @@ def test_streaming_leaves_out_samples(monkeypatch, formula, anchors):
     [
         ("cka", FORMS[0]),
         ("cka(estimator=biased)", FORMS[1]),
-        ("distance_correlation", FORMS[6]),
+        ("distance_correlation", FORMS[5]),
         ("distance_correlation(estimator=biased)", ROOT),
-        ("rsa(distance=euclidean,comparison=pearson)", FORMS[8]),
+        ("rsa(distance=euclidean,comparison=pearson)", FORMS[7]),
     ],
 )
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -165,10 +165,9 @@ def test_where_there_are_many_samples_random_ones_are_left_out(monkeypatch, way)
 
 def test_the_standard_error_from_some_samples_is_about_that_from_all():
     a, b = features(600, ((6,), (8,)))
-    every = jackknife(left_out(a, b, FORMS[0], range(0, 600, 2)), 600)
     anchors = np.sort(np.random.default_rng(0).permutation(600)[:200])
-    some = from_tiles(FORMS[0], a, b, anchors=anchors, size=256)[0][1]
-    np.testing.assert_allclose(some, every, rtol=0.25)
+    every, some = (from_tiles(FORMS[0], a, b, anchors=chosen, size=256)[0][1] for chosen in (None, anchors))
+    np.testing.assert_allclose(some, every, rtol=0.2)
 
 
 def test_float32_gives_the_same_intervals(monkeypatch):

@@ -159,8 +159,10 @@ def standard_errors(
     """
     form, n = sums.form, sums.n
     spreads = [_Spread((a.stop - a.start, b.stop - b.start)) for a, b in pairs]
+    least = ROUNDING[sums.dtype] * sums.self_similarity()
     for part, samples, mixed in mixed_products(rows, sums, widths, anchors):
         own = _left_out_of_itself(sums, part, samples, mixed)
+        own = np.where(own > least, own, 0.0)
         for index, (a, b) in enumerate(pairs):
             step = max(1, int(4e6 // ((a.stop - a.start) * (b.stop - b.start))))
             for low in range(0, len(samples), step):

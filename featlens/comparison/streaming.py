@@ -289,6 +289,8 @@ class _Centre:
             ],
             axis=1,
         )
+        least = [ROUNDING[sums.dtype] * self.own(formula, i) for i in range(len(rows))]
+        own = np.where(own > least, own, 0.0)
         right, out = np.concatenate([rows[b] for b in sums.right], axis=1), []
         for a in sums.left:
             row = self.row(a)

@@ -189,12 +189,12 @@ def resolve(name: str | Bound) -> Bound:
     """
     if isinstance(name, Bound):
         return name
-    stem, _, rest = str(name).strip().partition("(")
+    stem, opened, rest = str(name).strip().partition("(")
     if stem not in MEASURES:
         raise UsageError(f"unknown measure {stem!r}: {choices_hint(stem, sorted(MEASURES))}")
     measure = MEASURES[stem]
     options = dict(measure.options)
-    for key, value in _arguments(str(name), rest).items():
+    for key, value in _arguments(str(name), opened + rest).items():
         if key not in options:
             raise UsageError(f"{stem} has no option {key!r}: {choices_hint(key, list(options))}")
         options[key] = value

@@ -138,7 +138,9 @@ def _embed(
     known = cache.get(key, made["pca"])
     if known is None:
         if progress is not None:
-            slow = "" if "umap" in sys.modules else " (its first use in a process compiles for up to a minute)"
+            slow = (
+                "" if "umap" in sys.modules else " (its first use in a process compiles for up to a minute)"
+            )
             progress(f"UMAP of {place.said}{slow}")
         try:
             known = embed_pair(x, y, labels, "umap", **options)
