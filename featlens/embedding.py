@@ -123,19 +123,32 @@ def embed_pair(
         raise UsageError(
             f"embedding: UMAP needs {LEAST_UMAP} samples or more, there are {len(chosen)}; use method='pca'"
         )
-    (a, part_a), (b, part_b) = _reduced(a[chosen], "x"), _reduced(b[chosen], "y")
+    told = None if labels is None else np.asarray(labels, dtype=np.int64)[chosen]
+    return _embedded(a[chosen], b[chosen], told, chosen, method, seed)
+
+
+def _embedded(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    labels: NDArray[np.int64] | None,
+    rows: NDArray[np.int64],
+    method: str,
+    seed: int,
+) -> Embedding:
+    """The embedding of checked rows and their labels."""
+    (a, part_a), (b, part_b) = _reduced(a, "x"), _reduced(b, "y")
     widths = (a.shape[1], b.shape[1])
     a, b = (np.pad(side, ((0, 0), (0, max(widths) - side.shape[1]))) for side in (a, b))
     residual, aligned = _align(a, b)
     rng = np.random.default_rng(derive(seed, "embedding", "null"))
     null = float(np.mean([_align(a, b[rng.permutation(len(b))])[0] for _ in range(PERMUTATIONS)]))
     stacked = np.concatenate([a, aligned])
-    stacked *= np.sqrt(len(chosen))
+    stacked *= np.sqrt(len(rows))
     points, shown = _pca(stacked) if method == "pca" else (_umap(stacked, seed), float("nan"))
     return Embedding(
-        coordinates=points.reshape(2, len(chosen), 2),
-        rows=chosen,
-        labels=None if labels is None else np.asarray(labels, dtype=np.int64)[chosen],
+        coordinates=points.reshape(2, len(rows), 2),
+        rows=rows,
+        labels=labels,
         method="pca" if method == "pca" else "umap",
         components=widths,
         explained=(part_a, part_b),
