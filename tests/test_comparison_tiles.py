@@ -138,7 +138,7 @@ def hard_cases():
             {f"a{d}": (bits.random((n, d)) < 0.3) * 1.0 for d in (2, 5, 40)},
             {f"b{d}": (bits.random((n, d)) < 0.3) * 1.0 for d in (3, 6)},
         ),
-        "wide": tuple(features(20, ((3000,), (2000,)))),
+        "wide": tuple(features(20, ((1500,), (1200,)))),
         "an outlier": tuple({k: np.vstack([x[:-1], 1e3 * x[-1:]]) for k, x in s.items()} for s in (a, b)),
         "n 4": tuple(features(4)),
         "n 5": tuple(features(5)),

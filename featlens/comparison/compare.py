@@ -23,6 +23,13 @@ from featlens.measures.declare import Bound
 
 __all__ = ["compare", "plan_comparison"]
 
+WAYS = {
+    "features": "sums in feature space, read block by block",
+    "tiles": "tiles of Gram matrices",
+    "matrices": "one n x n matrix of each site",
+    "states": "each site prepared once, then pair by pair",
+}
+
 
 def compare(
     models: Mapping[str, Any],
@@ -235,7 +242,7 @@ def _panel(
         arrays,
         flags,
         remarks,
-        {"plan": f"{choice.way}: {choice.why}", "interval": choice.interval, "null": choice.null},
+        {"plan": f"{WAYS[choice.way]}, in {choice.precision}", "interval": choice.interval, "null": choice.null},
     )
 
 

@@ -13,7 +13,7 @@ from featlens.comparison.forms import Form, leave_one_out, ratio, similarity
 from featlens.comparison.rows import Rows
 from featlens.comparison.tiles import Moments, Pair, inside
 
-__all__ = ["ILL", "ROUNDING", "Sums", "mixed_products", "finish", "standard_errors", "values"]
+__all__ = ["ILL", "ROUNDING", "VANISHED", "Sums", "mixed_products", "finish", "standard_errors", "values"]
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +27,10 @@ have the same sign: one-hot rows come to 3e-5.
 
 ILL = 3e-2
 """Where a self-similarity is a smaller share of its terms than this, float32 leaves no five digits of it."""
+
+
+VANISHED = 1e-2
+"""Where a self-similarity without one sample is below this times ROUNDING of what it was, nothing is left."""
 
 
 class Sums:
@@ -159,7 +163,7 @@ def standard_errors(
     """
     form, n = sums.form, sums.n
     spreads = [_Spread((a.stop - a.start, b.stop - b.start)) for a, b in pairs]
-    least = ROUNDING[sums.dtype] * sums.self_similarity()
+    least = VANISHED * ROUNDING[sums.dtype] * sums.self_similarity()
     for part, samples, mixed in mixed_products(rows, sums, widths, anchors):
         own = _left_out_of_itself(sums, part, samples, mixed)
         own = np.where(own > least, own, 0.0)

@@ -65,7 +65,7 @@ class ComparisonPlan:
 
     def explain(self) -> str:
         """Several lines: what is compared, how and why, and about how long the matrix products take here."""
-        told = ", ".join(f"{name} ({count} sites)" for name, count in self.sites.items())
+        told = ", ".join(f"{name} ({count} site{'s' * (count != 1)})" for name, count in self.sites.items())
         lines = [
             f"{told}: {self.cells} cells over {len(self.pairs)} pair{'s' * (len(self.pairs) > 1)} and "
             f"{len(self.levels)} noise level{'s' * (len(self.levels) > 1)}, n {self.n}"
@@ -211,15 +211,20 @@ def _choose(request: Request, bound: Bound) -> Choice:
         null = _null_words(request, 1000, request.n, "cyclic shifts of random orders of the samples")
     else:
         widest = max(widths.max() for widths in held)
-        memory = 8.0 * request.n * (sum(widths.sum() for widths in held) + 4 * widest)
+        each = 8.0 * (sum(widths.sum() for widths in held) + 4 * widest)
+        memory = each * request.n
+        if memory > request.memory:
+            fits = int(request.memory / each)
+            raise UsageError(
+                f"compare: {bound.name} keeps what it prepares of {sites} sites, about {human_bytes(memory)} "
+                f"for {request.n} samples, more than {human_bytes(request.memory)}; compare fewer sites, a "
+                f"random subset of {fits} samples (n={fits}), or allow more memory"
+            )
         way, why = "states", "the work of one site is done once, then every pair is combined"
         null = _null_words(request, 200, request.n, "random permutations of the samples")
     resamples = 100 if request.resamples is None else request.resamples
-    interval = (
-        f"{resamples} random halves of the samples, without replacement"
-        if request.intervals and resamples >= 2
-        else "none"
-    )
+    halves = request.intervals and resamples >= 2 and request.n // 2 >= bound.least
+    interval = f"{resamples} random halves of the samples, without replacement" if halves else "none"
     return Choice(
         bound.name,
         way,

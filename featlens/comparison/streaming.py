@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from featlens.comparison.device import Device
 from featlens.comparison.forms import Formula, leave_one_out, ratio, similarity
-from featlens.comparison.jackknife import ROUNDING
+from featlens.comparison.jackknife import ROUNDING, VANISHED
 from featlens.comparison.request import Handle
 from featlens.comparison.rows import gather, require_finite, squared_norms
 from featlens.comparison.tiles import Pair
@@ -289,7 +289,7 @@ class _Centre:
             ],
             axis=1,
         )
-        least = [ROUNDING[sums.dtype] * self.own(formula, i) for i in range(len(rows))]
+        least = [VANISHED * ROUNDING[sums.dtype] * self.own(formula, i) for i in range(len(rows))]
         own = np.where(own > least, own, 0.0)
         right, out = np.concatenate([rows[b] for b in sums.right], axis=1), []
         for a in sums.left:
