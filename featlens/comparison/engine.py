@@ -23,7 +23,7 @@ from featlens.comparison.plan import (
 )
 from featlens.comparison.request import Handle, Request
 from featlens.comparison.rows import Rows, gather
-from featlens.comparison.statistics import Tally
+from featlens.comparison.statistics import Tally, error_of_halves
 from featlens.comparison.streaming import stream
 from featlens.comparison.tiles import Pair, accumulate, tile_size
 from featlens.measures.arrays import checked
@@ -236,7 +236,9 @@ def _prepared(
 ) -> list[Grid]:
     """Measures without a form: states of all sites, values, standard errors from halves, and null levels."""
     resamples = 100 if request.resamples is None else request.resamples
-    resamples = resamples if request.intervals and resamples >= 2 and request.n // 2 >= bound.least else 0
+    # Halves come in pairs that share no sample.
+    resamples = resamples + resamples % 2 if resamples >= 2 else 0
+    resamples = resamples if request.intervals and request.n // 2 >= bound.least else 0
     explicit = 0 if isinstance(bound.method, Alignment) else choice.permutations
     steps, done = 1 + resamples + explicit, 0
 
@@ -244,7 +246,7 @@ def _prepared(
     grids = []
     for a, b in level.pairs:
         value = _combine(bound, states[a], states[b])
-        grids.append(Grid(value, np.full(value.shape, np.nan), max(resamples - 1, 1)))
+        grids.append(Grid(value, np.full(value.shape, np.nan), max(resamples // 2, 1)))
     report(1, steps)
     if isinstance(bound.method, Alignment):
         _shift_matrices(request, level, bound, choice, states, grids)
@@ -265,18 +267,20 @@ def _prepared(
     del states
     done = 1 + explicit
     rng = np.random.default_rng(derive(request.seed, "halves"))
+    kept = request.n // 2
     found: list[list[Floats]] = [[] for _ in level.pairs]
     for number in range(resamples):
+        if number % 2 == 0:
+            order = rng.permutation(request.n)
         # In the order of the samples, so that folds and ties fall as they do for all samples.
-        half = np.sort(rng.permutation(request.n)[: request.n // 2])
+        half = np.sort(order[:kept] if number % 2 == 0 else order[kept : 2 * kept])
         some = [_prepare(bound, handle, half) for handle in level.handles]
         for index, (a, b) in enumerate(level.pairs):
             found[index].append(_combine(bound, some[a], some[b]))
         report(done + number + 1, steps)
     for grid, values_ in zip(grids, found, strict=True):
         if values_:
-            kept, whole = request.n // 2, request.n
-            grid.error = np.std(np.stack(values_), axis=0, ddof=1) * (kept / (whole - kept)) ** 0.5
+            grid.error = error_of_halves(np.stack(values_), request.n)
     return grids
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tally", "false_discovery_rates", "interval"]
+__all__ = ["Tally", "error_of_halves", "false_discovery_rates", "interval"]
 
 Floats = NDArray[np.float64]
 Direction = Literal["similarity", "distance"]
@@ -34,6 +34,41 @@ def interval(
     half = float(stdtrit(max(degrees, 1), 0.5 + level / 2)) * error
     with np.errstate(invalid="ignore"):
         return np.clip(value - half, *bounds), np.clip(value + half, *bounds)
+
+
+def error_of_halves(values: Floats, n: int) -> Floats:
+    """Standard errors (...) from values of random halves of the samples.
+
+    Two halves that share no sample are independent, so the squared difference of their values is, on average,
+    twice the variance of a half's value, whatever the measure. That variance times (n // 2) / n would be the
+    one sought if it fell as 1 / n. It falls faster where a value depends on pairs of samples, and more slowly
+    where few samples for wide features push the value to its limit. The halves differ from split to split only
+    in what is not a mean over samples; adding half of the variance between the splits, where the delete-half
+    jackknife (Shao and Wu 1989) adds all of it, came closest to 95 % coverage over all measures.
+
+    Parameters
+    ----------
+    values
+        (2 x splits, ...): the first two belong to one split into halves, and so on.
+    n
+        Number of samples.
+
+    References
+    ----------
+    Shao and Wu (1989), Annals of Statistics 17, 1176-1197.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=100)
+    >>> orders = [np.random.default_rng(seed).permutation(100) for seed in range(1000)]
+    >>> means = np.array([x[half].mean() for order in orders for half in (order[:50], order[50:])])
+    >>> round(float(error_of_halves(means, 100)), 2), round(float(x.std(ddof=1) / 10), 2)
+    (0.1, 0.1)
+    """
+    first, second = values[::2], values[1::2]
+    within = ((first - second) ** 2).mean(axis=0) / 2 * (n // 2) / n
+    between = ((first + second) / 2).var(axis=0, ddof=1) if len(first) > 1 else np.zeros_like(within)
+    return np.asarray(np.sqrt(within + between / 2))
 
 
 class Tally:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featlens.errors import UsageError
 
-__all__ = ["Array", "centred", "checked", "namespace", "norm", "rescaled", "same_rows"]
+__all__ = ["Array", "centred", "checked", "namespace", "norm", "rescaled", "same_rows", "take"]
 
 Array = Any
 
@@ -71,6 +74,14 @@ def rescaled(x: Array) -> Array:
     xp = namespace(x)
     largest = float(xp.max(xp.abs(x)))
     return x / largest if largest > 0 else x
+
+
+def take(x: Array, order: NDArray[np.int64], axis: int = 0) -> Array:
+    """Entries along an axis in the given order, on the device of x."""
+    from array_api_compat import device
+
+    xp = namespace(x)
+    return xp.take(x, xp.asarray(order, device=device(x)), axis=axis)
 
 
 def norm(x: Array) -> float:

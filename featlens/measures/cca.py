@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.measures.arrays import Array, centred, namespace, rescaled
+from featlens.measures.arrays import Array, centred, namespace, rescaled, take
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import TOLERANCE, column_norms, number, principal, rank, take_rows, unit_columns
+from featlens.measures.linear import TOLERANCE, column_norms, number, principal, rank, unit_columns
 
 __all__ = ["mean_cca", "mean_squared_cca", "pwcca", "svcca"]
 
@@ -87,7 +87,7 @@ class CCA:
 
     def permute(self, state: Span, order: NDArray[np.int64]) -> Span:
         """Rows of the basis reordered."""
-        return state._replace(basis=take_rows(state.basis, order))
+        return state._replace(basis=take(state.basis, order))
 
     def warning(self, n: int, d1: int, d2: int) -> str | None:
         """What to know of a value at this n and these widths."""

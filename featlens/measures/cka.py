@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import UsageError
-from featlens.measures.arrays import Array, centred, checked, namespace, norm, rescaled, same_rows
+from featlens.measures.arrays import Array, centred, checked, namespace, norm, rescaled, same_rows, take
 from featlens.measures.choices import one_of, positive
 from featlens.measures.declare import Alignment, Method, declare, evaluate
 from featlens.measures.kernels import doubly_centred, rbf, u_centred
@@ -91,8 +91,7 @@ class LinearCKA:
 
     def permute(self, state: tuple[Array, float], order: NDArray[np.int64]) -> tuple[Array, float]:
         """Rows reordered."""
-        xp = namespace(state[0])
-        return xp.take(state[0], xp.asarray(order), axis=0), state[1]
+        return take(state[0], order), state[1]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import UsageError, choices_hint
-from featlens.measures.arrays import Array, checked, namespace, norm, same_rows
+from featlens.measures.arrays import Array, checked, namespace, norm, same_rows, take
 
 __all__ = [
     "INVARIANCES",
@@ -81,9 +81,7 @@ class Alignment:
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows and columns reordered."""
-        xp = namespace(state)
-        index = xp.asarray(order)
-        return xp.take(xp.take(state, index, axis=0), index, axis=1)
+        return take(take(state, order), order, axis=1)
 
 
 @dataclass(frozen=True)

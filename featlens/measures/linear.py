@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featlens.errors import UsageError
 from featlens.measures.arrays import Array, centred, namespace, rescaled
 
@@ -18,7 +15,6 @@ __all__ = [
     "number",
     "principal",
     "rank",
-    "take_rows",
     "unit_columns",
 ]
 
@@ -85,14 +81,6 @@ def principal(x: Array, variance: float) -> Array:
     while sofar < wanted:
         sofar, kept = sofar + squares[kept], kept + 1
     return basis[:, :kept]
-
-
-def take_rows(x: Array, order: NDArray[np.int64]) -> Array:
-    """Rows in the given order, on the device of x."""
-    from array_api_compat import device
-
-    xp = namespace(x)
-    return xp.take(x, xp.asarray(order, device=device(x)), axis=0)
 
 
 def narrow(x: Array) -> Array:

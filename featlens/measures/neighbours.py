@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featlens.errors import UsageError
-from featlens.measures.arrays import Array, centred, namespace, rescaled
+from featlens.measures.arrays import Array, centred, namespace, rescaled, take
 from featlens.measures.choices import one_of, whole
 from featlens.measures.declare import Alignment, declare, evaluate
 from featlens.measures.kernels import TIES, identity, squared_distances, unit_rows
@@ -106,9 +106,7 @@ class JaccardKNN(_Neighbours):
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows and columns reordered."""
-        xp = namespace(state)
-        index = xp.asarray(order)
-        return xp.take(xp.take(state, index, axis=0), index, axis=1)
+        return take(take(state, order), order, axis=1)
 
 
 def _checked(measure: str, k: Any, metric: Any) -> tuple[int, str]:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.measures.arrays import Array, centred, namespace, rescaled
+from featlens.measures.arrays import Array, centred, namespace, rescaled, take
 from featlens.measures.choices import whole
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import CONSTANT, column_norms, number, rank, take_rows, unit_columns
+from featlens.measures.linear import CONSTANT, column_norms, number, rank, unit_columns
 
 __all__ = ["RIDGES", "fold_rows", "linear_predictivity"]
 
@@ -83,7 +83,7 @@ def _predictor(rows: Array, train: NDArray[np.int64], held: NDArray[np.int64]) -
 def _split(rows: Array, train: NDArray[np.int64], held: NDArray[np.int64]) -> tuple[Array, Array]:
     """Training and held-out rows minus the mean of the training rows."""
     xp = namespace(rows)
-    inside, outside = take_rows(rows, train), take_rows(rows, held)
+    inside, outside = take(rows, train), take(rows, held)
     first = inside[:1, :]
     inside, outside = inside - first, outside - first
     mean = xp.mean(inside, axis=0, keepdims=True)
@@ -125,7 +125,7 @@ class Predictivity:
 
     def permute(self, state: Side, order: NDArray[np.int64]) -> Side:
         """Rows reordered; folds stay where they are."""
-        return Side(take_rows(state.rows, order), state.folds, state.seed)
+        return Side(take(state.rows, order), state.folds, state.seed)
 
     def _coefficients(self, fold: Predictor, y: Array) -> Array:
         """Coefficients (k, d2) of the scores."""

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.measures.arrays import Array, centred, namespace, norm, rescaled
+from featlens.measures.arrays import Array, centred, namespace, norm, rescaled, take
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import column_norms, narrow, take_rows, unit_columns
+from featlens.measures.linear import column_norms, narrow, unit_columns
 
 __all__ = ["Shape", "Side", "angular_shape", "permutation_matching", "procrustes"]
 
@@ -48,7 +48,7 @@ class Shape:
 
     def permute(self, state: Side, order: NDArray[np.int64]) -> Side:
         """Rows reordered."""
-        return Side(take_rows(state.rows, order), state.defined)
+        return Side(take(state.rows, order), state.defined)
 
     def warning(self, n: int, d1: int, d2: int) -> str | None:
         """What to know of a value at this n and these widths."""
@@ -110,7 +110,7 @@ class Matching:
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows reordered."""
-        return take_rows(state, order)
+        return take(state, order)
 
 
 def procrustes(x: Array, y: Array) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.measures.arrays import Array, namespace
+from featlens.measures.arrays import Array, namespace, take
 from featlens.measures.choices import one_of
 from featlens.measures.declare import Alignment, Method, declare, evaluate
 from featlens.measures.kernels import cleared, cosine_distances, distances, identity, ranks, upper
@@ -84,9 +84,7 @@ class KendallRSA:
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows and columns reordered."""
-        xp = namespace(state)
-        index = xp.asarray(order)
-        return xp.take(xp.take(state, index, axis=0), index, axis=1)
+        return take(take(state, order), order, axis=1)
 
 
 def _numpy(array: Array) -> NDArray[np.float64]:

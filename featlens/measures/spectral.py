@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens.measures.arrays import Array, namespace
+from featlens.measures.arrays import Array, namespace, take
 from featlens.measures.declare import Method, declare, evaluate
-from featlens.measures.linear import number, principal, take_rows
+from featlens.measures.linear import number, principal
 from featlens.measures.procrustes import Shape, Side
 
 __all__ = ["bures", "subspace_overlap"]
@@ -50,7 +50,7 @@ class Overlap:
 
     def permute(self, state: Array, order: NDArray[np.int64]) -> Array:
         """Rows reordered."""
-        return take_rows(state, order)
+        return take(state, order)
 
     def warning(self, n: int, d1: int, d2: int) -> str | None:
         """What to know of a value at this n and these widths."""
