@@ -155,7 +155,9 @@ def test_every_noise_level_with_every_other(rng, name, way):
         pytest.skip("cannot be streamed")
     sigmas = (2.5, 0.1, 0.5)
     a, b = ({f"s{d}": rng.normal(size=(3, 30, d)) for d in sizes} for sizes in ((4, 6), (5,)))
-    result = compare({"a": a, "b": b}, name, sigmas=sigmas, cross_sigmas=True, permutations=0, plan=way)
+    result = compare(
+        {"a": a, "b": b}, name, None, sigmas, cross_sigmas=True, permutations=0, plan=way, intervals=False
+    )
     assert result.levels == tuple((x, y) for x in sigmas for y in sigmas)
     found = values(result)
     for number, (x, y) in enumerate(result.levels):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 
 from featlens import compare
-from featlens.comparison import engine, plan
-from featlens.comparison.engine import carry_out
+from featlens.comparison import engine
 from featlens.comparison.forms import Kernel
 from featlens.measures.kernels import median_distance, squared_distances
 from tests.engine_helpers import features, precise, values
@@ -189,21 +187,14 @@ def test_a_bandwidth_from_some_samples_changes_little(monkeypatch):
     assert not np.array_equal(some, exact)
 
 
-def test_what_is_computed_again_in_float64_is_said(monkeypatch, sides):
+@pytest.mark.parametrize("way", ["tiles", "features"])
+def test_what_is_computed_again_in_float64_is_said(monkeypatch, sides, way):
     precise(monkeypatch, "float32")
     far = {site: np.vstack([x[:-1], 1e4 * x[-1:]]) for site, x in sides["a"].items()}
-    found = {}
-    original = engine.carry_out
-
-    def watched(request, chosen, report):
-        found.update(original(request, chosen, report))
-        return found
-
-    # The module has the name of its function.
-    monkeypatch.setattr(sys.modules["featlens.comparison.compare"], "carry_out", watched)
-    compare({"a": far, "b": sides["b"]}, plan="tiles", permutations=0)
-    assert {grid.precision for grid in found.values()} == {"float64"}
-    compare({"a": sides["a"], "b": sides["b"]}, plan="tiles", permutations=0)
-    assert {grid.precision for grid in found.values()} == {"float32"}
-    assert carry_out is original
-    assert plan.EXACT == 0
+    models = {"a": sides["a"], "b": sides["b"]}
+    assert compare(models, plan=way, permutations=0).panel().how["plan"].endswith("in float32")
+    assert compare(models | {"a": far}, plan=way, permutations=0).panel().how["plan"].endswith("in float64")
+    both = {name: {site: np.stack([x, x]) for site, x in side.items()} for name, side in models.items()}
+    both["a"]["a0"][1] = far["a0"]
+    told = compare(both, plan=way, sigmas=(1, 2), permutations=0).panel().how["plan"]
+    assert told.endswith("in float32 and float64")

@@ -207,17 +207,24 @@ def test_halves_give_the_standard_errors_of_other_measures():
     from featlens.measures import procrustes
     from featlens.seeds import derive
 
-    n, resamples = 41, 7
+    n = 41
     a, b = features(n, ((4, 7), (3,)))
-    result = compare({"a": a, "b": b}, "procrustes", permutations=0, resamples=resamples, seed=5).panel()
+    result = compare({"a": a, "b": b}, "procrustes", permutations=0, resamples=7, seed=5).panel()
     rng = np.random.default_rng(derive(5, "halves"))
-    halves = [np.sort(rng.permutation(n)[:20]) for _ in range(resamples)]
+    orders = [rng.permutation(n) for _ in range(4)]
     for i, x in enumerate(a.values()):
-        found = [procrustes(x[half], b["b0"][half]) for half in halves]
-        error = np.std(found, ddof=1) * (20 / 21) ** 0.5
-        half = student.ppf(0.975, resamples - 1) * error
-        assert result.arrays["ci_low"][0, i, 0] == pytest.approx(procrustes(x, b["b0"]) - half, abs=1e-12)
-    assert result.how["interval"] == "7 random halves of the samples, without replacement"
+        found = np.array(
+            [
+                [procrustes(x[half], b["b0"][half]) for half in map(np.sort, (order[:20], order[20:40]))]
+                for order in orders
+            ]
+        )
+        within = np.mean((found[:, 0] - found[:, 1]) ** 2) / 2 * 20 / 41
+        error = (within + found.mean(axis=1).var(ddof=1) / 2) ** 0.5
+        value, half = procrustes(x, b["b0"]), student.ppf(0.975, 4) * error
+        np.testing.assert_allclose(result.arrays["ci_low"][0, i, 0], max(value - half, 0), atol=1e-12)
+        np.testing.assert_allclose(result.arrays["ci_high"][0, i, 0], min(value + half, 2**0.5), atol=1e-12)
+    assert result.how["interval"] == "8 random halves of the samples, without replacement"
     for few in (0, 1):
         none = compare({"a": a, "b": b}, "procrustes", permutations=0, resamples=few)
         assert np.isnan(errors_of(none)).all()

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from featlens.report import Page, explorer, figure, image, note, table
-from featlens.report.comparison import panel
 from featlens.report.page import png
 
 EVIL = "<script>alert(1)</script>"
@@ -156,13 +155,3 @@ def test_writing_replaces_the_page_as_a_whole(tmp_path: Path) -> None:
     assert Page("T", "L").write(path) == path
     assert path.read_text(encoding="utf-8").endswith("</html>")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_cells_below_their_null_are_grey_and_still_explained() -> None:
-    value, high = [[0.9, 0.1]], [[0.2, 0.2]]
-    heat = panel(["a"], ["b", "c"], value, high, [[0.01, 0.5]])
-    assert heat["z"][0, 0] == 0.9 and np.isnan(heat["z"][0, 1])
-    assert "CKA 0.100" in heat["text"][0][1] and "family-wise p 0.500" in heat["text"][0][1]
-    # Without permutations nothing is known to be below the null.
-    unknown = panel(["a"], ["b", "c"], value, np.full((1, 2), np.nan), np.full((1, 2), np.nan))
-    assert unknown["z"].tolist() == value

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featlens.cli.features import add_extraction, cache_folder, extracted, given_extraction
-from featlens.cli.parser import add_json, number_list, selection_list, size
+from featlens.cli.parser import add_json, measure_list, number_list, selection_list, size
 
 if TYPE_CHECKING:
     from featlens.cli.sources import Source
@@ -84,7 +84,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--measure",
-        type=selection_list,
+        type=measure_list,
         action="append",
         help="by commas or repeated, with options in parentheses as in 'rsa(distance=cosine)' (default: cka, "
         "debiased with the linear kernel)",

@@ -15,6 +15,7 @@ __all__ = [
     "Parser",
     "add_json",
     "make_parser",
+    "measure_list",
     "number_list",
     "selection_list",
     "size",
@@ -107,7 +108,7 @@ def number_list(kind: type[Any]) -> Any:
     return parse
 
 
-def selection_list(text: str) -> list[str]:
+def selection_list(text: str, kind: str = "site names or patterns") -> list[str]:
     """Site selectors separated by commas; commas inside brackets belong to a selector."""
     parts, depth = [""], 0
     for letter in text:
@@ -118,8 +119,13 @@ def selection_list(text: str) -> list[str]:
             parts[-1] += letter
     found = [part.strip() for part in parts if part.strip()]
     if not found:
-        raise argparse.ArgumentTypeError(f"expected site names or patterns separated by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {kind} separated by commas, got {text!r}")
     return found
+
+
+def measure_list(text: str) -> list[str]:
+    """Measures separated by commas; commas inside parentheses belong to a measure."""
+    return selection_list(text, "measures such as cka or 'rsa(distance=cosine)'")
 
 
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -230,6 +230,7 @@ def _panel(
             arrays[name][index] = column
     arrays["q"] = false_discovery_rates(arrays["p"])
     flags, remarks = _remarks(request, bound, a, b, arrays["value"])
+    precision = " and ".join(dict.fromkeys(grid.precision for grid in grids))
     return Panel(
         bound.name,
         measure.direction,
@@ -242,7 +243,7 @@ def _panel(
         arrays,
         flags,
         remarks,
-        {"plan": f"{WAYS[choice.way]}, in {choice.precision}", "interval": choice.interval, "null": choice.null},
+        {"plan": f"{WAYS[choice.way]}, in {precision}", "interval": choice.interval, "null": choice.null},
     )
 
 

@@ -224,6 +224,8 @@ def _choose(request: Request, bound: Bound) -> Choice:
         null = _null_words(request, 200, request.n, "random permutations of the samples")
     resamples = 100 if request.resamples is None else request.resamples
     halves = request.intervals and resamples >= 2 and request.n // 2 >= bound.least
+    # They come in pairs that share no sample.
+    resamples += resamples % 2
     interval = f"{resamples} random halves of the samples, without replacement" if halves else "none"
     return Choice(
         bound.name,

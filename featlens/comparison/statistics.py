@@ -42,9 +42,9 @@ def error_of_halves(values: Floats, n: int) -> Floats:
     Two halves that share no sample are independent, so the squared difference of their values is, on average,
     twice the variance of a half's value, whatever the measure. That variance times (n // 2) / n would be the
     one sought if it fell as 1 / n. It falls faster where a value depends on pairs of samples, and more slowly
-    where few samples for wide features push the value to its limit. The halves differ from split to split only
-    in what is not a mean over samples; adding half of the variance between the splits, where the delete-half
-    jackknife (Shao and Wu 1989) adds all of it, came closest to 95 % coverage over all measures.
+    where few samples for wide features push the value to its limit. The halves differ from split to split
+    only in what is not a mean over samples; adding half of the variance between the splits, where the
+    delete-half jackknife (Shao and Wu 1989) adds all of it, came closest to 95 % coverage over all measures.
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from featlens.comparison.result import Comparison
@@ -17,26 +16,7 @@ from featlens.report.facts import compared, lead, provenance, title, warning_lis
 from featlens.report.linked import Linked
 from featlens.report.page import Page, note
 
-__all__ = ["comparison_report", "panel"]
-
-
-def panel(
-    sites_a: list[str], sites_b: list[str], value: Any, null_high: Any, p_family: Any
-) -> dict[str, Any]:
-    """One heat map; cells that are not above their null (family-wise p > 0.05) are left grey."""
-    value, null_high, p_family = (
-        np.asarray(array, dtype=np.float64) for array in (value, null_high, p_family)
-    )
-    shown = np.where(np.nan_to_num(p_family, nan=0.0) > 0.05, np.nan, value)
-    text = [
-        [
-            f"CKA {value[i, j]:.3f}<br>null: 95 % below {null_high[i, j]:.3f}<br>"
-            f"family-wise p {p_family[i, j]:.3f}"
-            for j in range(len(sites_b))
-        ]
-        for i in range(len(sites_a))
-    ]
-    return {"x": sites_b, "y": sites_a, "z": shown, "text": text}
+__all__ = ["comparison_report"]
 
 
 def comparison_report(
@@ -118,7 +98,8 @@ def _show_similarity(page: Page, linked: Linked) -> None:
         note(
             "For each site of the first model, the site of the second that is most like it. Stars: "
             "family-wise p at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites "
-            "of a noise level. q: false discovery rate over all cells of a measure and pair."
+            "of a noise level. Null 95 %: what 95 % of permutations stay below (of distances null 5 %, above). "
+            "q: false discovery rate over all cells of a measure and pair."
         ),
         linked.matches(),
         linked.script(),

@@ -62,14 +62,14 @@ def _has_ceiling(panel: Panel) -> bool:
 
 def match_headers(panel: Panel, interval: str) -> list[str]:
     """Headings of :func:`match_rows`."""
-    best = "closest" if panel.direction == "distance" else "best"
+    best, percent = ("closest", 5) if panel.direction == "distance" else ("best", 95)
     names = [f"site of {panel.a}", f"{best} site of {panel.b}"]
-    numbers = ["value", "", f"{interval} interval", "null level", "p (family)", "q"]
+    numbers = ["value", "", f"{interval} interval", f"null {percent} %", "p (family)", "q"]
     return [*names, *numbers, *(["noise ceiling"] if _has_ceiling(panel) else [])]
 
 
 def match_rows(panel: Panel, level: int) -> list[list[str]]:
-    """One row a site of A: its best match, value, stars, interval, null level, p, q, noise ceiling if any."""
+    """One row a site of A: its best match, value, stars, interval, bound of the null, p, q, ceiling."""
     rows = []
     ceiling = _has_ceiling(panel)
     for i, site in enumerate(panel.sites_a):
@@ -81,6 +81,6 @@ def match_rows(panel: Panel, level: int) -> list[list[str]]:
         low, high = number(at["ci_low"]), number(at["ci_high"])
         row = [site, panel.sites_b[j], number(at["value"]), stars(at["p_family"])]
         row.append("-" if low == high == "-" else f"{low} to {high}")
-        row += [number(at["null"]), p_value(at["p_family"]), p_value(at["q"])]
+        row += [number(at["null_high"]), p_value(at["p_family"]), p_value(at["q"])]
         rows.append(row + ([number(at["ceiling"])] if ceiling else []))
     return rows

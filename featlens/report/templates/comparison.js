@@ -125,8 +125,8 @@ function featlensComparison(id, spec) {
     const star = at => featlensNumber(featlensAt(panel, "value", at)) + (featlensGrey(spec, panel, at) ? " n.s." : "");
     featlensFill(place, ["site of " + panel.a].concat(panel.sites_b), panel.sites_a.map((name, row) => [name].concat(panel.sites_b.map((_, column) => star([level, row, column])))),
       panel.title + " at sigma " + spec.said[level] + ", columns: sites of " + panel.b + ". n.s.: " + panel.not + ".");
-    const headers = [spec.interval + " interval", "null level", "p", "p (family)", "q", "ceiling"];
-    const details = at => [featlensNumber(featlensAt(panel, "ci_low", at)) + " to " + featlensNumber(featlensAt(panel, "ci_high", at)), featlensNumber(featlensAt(panel, "null", at))]
+    const headers = [spec.interval + " interval", "null level", "null " + (panel.distance ? "5" : "95") + " %", "p", "p (family)", "q", "ceiling"];
+    const details = at => [featlensNumber(featlensAt(panel, "ci_low", at)) + " to " + featlensNumber(featlensAt(panel, "ci_high", at)), ...["null", "null_high"].map(name => featlensNumber(featlensAt(panel, name, at)))]
       .concat(["p", "p_family", "q"].map(name => featlensP(featlensAt(panel, name, at))), featlensNumber(featlensAt(panel, "ceiling", at)));
     const pairs = featlensDepthPairs(panel, level).filter(pair => pair[1] >= 0);
     featlensFill(place, ["site of " + panel.a, "site of " + panel.b, "value"].concat(headers),

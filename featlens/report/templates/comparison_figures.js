@@ -4,13 +4,20 @@
 const featlensPlain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const featlensShort = (text, most) =>
   text.length <= most ? text : text.slice(0, Math.ceil(most / 2) - 1) + "\u2026" + text.slice(1 - Math.floor(most / 2));
-// Names without the dotted beginning that all of them share, where some are too long.
+// Names of sites that fit: without the dotted ends that all of them share, then, where cutting out their middle would
+// make two of them alike, with long words cut ("down_blocks.0.attentions.1.conv" as "dow.0.att.1.conv").
 function featlensNames(names, most) {
   if (names.length < 2 || names.every(name => name.length <= most)) return names;
-  let shared = 0;
-  while (shared < names[0].length && names.every(name => name[shared] === names[0][shared])) shared++;
-  const cut = Math.max(names[0].lastIndexOf(".", shared - 1), names[0].lastIndexOf("_", shared - 1), names[0].lastIndexOf("/", shared - 1)) + 1;
-  return cut > 1 ? names.map(name => "\u2026" + name.slice(cut)) : names;
+  const shared = at => { let count = 0; while (count < names[0].length && names.every(name => at(name, count) === at(names[0], count))) count++; return count; };
+  const head = names[0].slice(0, shared((name, k) => name[k]));
+  const start = Math.max(head.lastIndexOf("."), head.lastIndexOf("_"), head.lastIndexOf("/")) + 1;
+  if (start > 1) names = names.map(name => "\u2026" + name.slice(start));
+  const tail = names[0].slice(names[0].length - shared((name, k) => name[name.length - 1 - k])), end = tail.indexOf(".");
+  if (end >= 0 && tail.length - end > 2) names = names.map(name => name.slice(0, name.length - tail.length + end) + (start > 1 ? "" : "\u2026"));
+  const alike = list => new Set(list.map(name => featlensShort(name, most))).size < new Set(list).size;
+  if (!alike(names)) return names;
+  const cut = names.map(name => name.split(".").map((word, k, words) => k < words.length - 1 ? word.split("_")[0].slice(0, 3) : word).join("."));
+  return new Set(cut).size < new Set(names).size ? names : cut;
 }
 const featlensNumber = value =>
   value === null ? "-" : Math.abs(value) >= 100 ? value.toPrecision(4) : (Math.round(value * 1000) / 1000 + 0).toFixed(3);
@@ -167,7 +174,8 @@ function featlensDepth(spec, panel, level, cell, width) {
   const most = width < 480 ? 15 : 26, short = featlensNames(names, most), longest = Math.min(most, Math.max(...short.map(name => name.length)));
   const xaxis = Object.assign({ range: [-0.5, names.length - 0.5], tickangle: longest > 5 ? -45 : 0, showgrid: false }, featlensTicks(names, width - 66, most, longest > 5 ? 17 : 34));
   // A slanted label reaches to the left of its tick.
-  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, Math.min(most, short[0].length) * 5.5 - width / names.length / 3) : 52;
+  const reach = Math.max(...short.map((name, k) => Math.min(most, name.length) * 5.5 - (k + 0.5) * (width - 66) / names.length));
+  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, reach) : 52;
   return featlensCurveFigure(data, range, xaxis, below, 210 + below, left);
 }
 
