@@ -24,7 +24,7 @@ def writers(tiny_study: Path, tiny_toml: Path, a: Path) -> dict[str, list[Any]]:
     """Every command that takes -o, and the name of its output."""
     return {
         "extract": ["x.h5", "extract", tiny_study / "teacher", "--n", "8", "--sigmas", "1"],
-        "compare": ["x.html", "compare", a, a, "--permutations", "0"],
+        "compare": ["x.html", "compare", a, a, "--permutations", "0", "--embedding", "pca"],
         "probe": ["x.json", "probe", a, "--splits", "1", "--permutations", "0"],
         "sample": ["x.png", "sample", tiny_study / "teacher", "--n", "2", "--steps", "1"],
         "report": ["x.html", "report", tiny_study],

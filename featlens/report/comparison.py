@@ -98,8 +98,8 @@ def _show_similarity(page: Page, linked: Linked) -> None:
         note(
             "For each site of the first model, the site of the second that is most like it. Stars: "
             "family-wise p at most 0.05 (*), 0.01 (**), 0.001 (***); they hold for the search over all sites "
-            "of a noise level. Null 95 %: what 95 % of permutations stay below (of distances null 5 %, above). "
-            "q: false discovery rate over all cells of a measure and pair."
+            "of a noise level. Null 95 %: what 95 % of permutations stay below (of distances null 5 %: stay "
+            "above). q: false discovery rate over all cells of a measure and pair."
         ),
         linked.matches(),
         linked.script(),

@@ -185,7 +185,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = 
     # Not a <caption>: on narrow screens it would scroll out of sight with the table.
     title = Markup('<p class="note">{}</p>').format(caption) if caption else Markup("")
     label = Markup(' aria-label="{}"').format(caption) if caption else Markup("")
-    scrolled = Markup('<div class="scroll"><table{}><thead>{}</thead><tbody>{}</tbody></table></div>')
+    scrolled = Markup(
+        '<div class="scroll" tabindex="0"><table{}><thead>{}</thead><tbody>{}</tbody></table></div>'
+    )
     return title + scrolled.format(label, head, body)
 
 

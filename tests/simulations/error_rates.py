@@ -129,10 +129,10 @@ def main() -> None:
         if measure != "procrustes":
             some = count // 4
             print(tell(f"{measure}, random permutations, {some} sets", ordinary(measure, 40, some, 199)), flush=True)
-    for n, permutations in ((40, 39), (12, 1000)):
-        orders = -(-permutations // (n - 1))
-        columns = shifted("cka", n, 5 * count, permutations, seed=4)
-        print(tell(f"cka, n {n}, {orders} orders, {5 * count} sets", columns), flush=True)
+    for n, permutations in ((40, 39), (20, 190)):
+        columns = shifted("cka", n, 5 * count, permutations, seed=4, sites=1)
+        orders = f"{-(-permutations // (n - 1))} x {n - 1}"
+        print(tell(f"cka, n {n}, {orders} shifts, one cell, {5 * count} sets", columns), flush=True)
     found = on_some_rows(1000, 256, count // 2)
     for name, columns in found.items():
         print(tell(f"cka, n 1000, null level from {name} samples", columns), flush=True)
