@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from featlens.cli import main
-from featlens.cli.matches import best_matches, shortened, stars
+from featlens.cli.matches import best_matches, shortened
 from featlens.cli.sources import is_feature_file, named_sources, stem_of
-from featlens.comparison.panel import QUANTITIES, Panel
+from featlens.comparison.panel import QUANTITIES, Panel, stars
 from featlens.comparison.result import Comparison
 
 

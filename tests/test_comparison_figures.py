@@ -136,7 +136,7 @@ def test_depth_has_a_line_a_sigma_with_its_band():
         (around,) = [t for t in figure.data if t.fill and t.legendgroup == trace.name]
         np.testing.assert_array_equal(around.y[:3], arrays["ci_high"][level])
         np.testing.assert_array_equal(around.y[3:], arrays["ci_low"][level][::-1])
-    (null,) = [trace for trace in figure.data if trace.name == "null level"]
+    (null,) = [trace for trace in figure.data if trace.name == "null 95 %"]
     np.testing.assert_array_equal(null.y, arrays["null_high"].max(axis=0))
     assert list(figure.layout.xaxis.ticktext) == ["enc.conv", "enc.norm", "dec.conv"]
 
@@ -154,7 +154,7 @@ def test_sigma_has_a_line_a_site_in_the_order_of_sigma():
 
 def test_the_null_level_of_distances_is_the_smallest():
     result = distances()
-    (null,) = [trace for trace in result.figure("sigma").data if trace.name == "null level"]
+    (null,) = [trace for trace in result.figure("sigma").data if trace.name == "null 95 %"]
     high = np.einsum("kii->ki", result.panels[0].arrays["null_high"])
     np.testing.assert_array_equal(null.y, high.min(axis=1))
 

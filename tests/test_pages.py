@@ -18,6 +18,10 @@ PAGES = {
     "notes/neighbours.md": 1,
     "notes/dependence.md": 2,
     "notes/geometry.md": 3,
+    "notes/cca.md": 2,
+    "notes/procrustes.md": 2,
+    "notes/spectral.md": 3,
+    "notes/predictivity.md": 3,
 }
 
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featlens.comparison.panel import stars
 from featlens.store.open import shown
 
 if TYPE_CHECKING:
     from featlens.comparison.panel import Panel
     from featlens.comparison.result import Comparison
 
-__all__ = ["best_matches", "shortened", "stars", "terminal_width"]
+__all__ = ["best_matches", "shortened", "terminal_width"]
 
 SHORTEST = 8
 """Letters of a site name that are always shown."""
-LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 P_FAMILY = [
     "p family: how often permuted samples give a value as extreme anywhere in the site grid of that sigma",
@@ -51,15 +51,6 @@ def terminal_width() -> int | None:
     """Columns of the terminal on stdout, or as COLUMNS says; None where there is neither."""
     columns = shutil.get_terminal_size((0, 0)).columns
     return columns or None
-
-
-def stars(p: float) -> str:
-    """``***``, ``**`` or ``*`` for p up to 0.001, 0.01 or 0.05.
-
-    >>> stars(0.001), stars(0.04), stars(0.2)
-    ('***', '*', '')
-    """
-    return next((text for level, text in LEVELS if p <= level), "")
 
 
 def shortened(name: str, most: int) -> str:

@@ -105,9 +105,9 @@ def _uses(request: Request, name: str) -> list[float]:
 
 def _require_other_draw(side: Side, other: Side, allowed: bool) -> None:
     a, b = side.store, other.store
-    if len(side) != len(other):
+    if side.n != other.n:
         raise UsageError(
-            f"compare: {side.name!r} has {len(side)} samples, its other draw {len(other)}; extract both with "
+            f"compare: {side.name!r} has {side.n} samples, its other draw {other.n}; extract both with "
             "the same --samples and --n"
         )
     if a is None or b is None or allowed:

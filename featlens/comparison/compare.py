@@ -15,7 +15,7 @@ from featlens.comparison.ceiling import ceilings
 from featlens.comparison.engine import Grid, carry_out
 from featlens.comparison.panel import QUANTITIES, Panel
 from featlens.comparison.plan import Choice, ComparisonPlan, make_plan
-from featlens.comparison.request import SMALL_N, Request, resolve_request
+from featlens.comparison.request import SMALL_N, Request, few_samples, resolve_request
 from featlens.comparison.result import Comparison
 from featlens.comparison.side import Side, open_sides, require_same_samples
 from featlens.comparison.statistics import false_discovery_rates, interval
@@ -136,6 +136,15 @@ def compare(
             for number, pair in enumerate(request.pairs)
         ]  # fmt: skip
         provenance = _provenance(request)
+        provenance["measures"] = {
+            choice.measure: {
+                "plan": WAYS[choice.way],
+                "interval": choice.interval,
+                "null": choice.null,
+                "permutations": choice.permutations,
+            }
+            for choice in chosen.choices
+        }
         if draws:
             provenance["draws"] = sorted(draws)
     return Comparison(tuple(panels), tuple(request.levels), request.n, tuple(request.notices), provenance)
@@ -262,7 +271,7 @@ def _remarks(
         flags[where] |= np.int64(1) << bit
 
     if request.n < SMALL_N:
-        mark(f"only {request.n} samples", slice(None))
+        mark(few_samples(request.n), slice(None))
     undefined = np.isnan(value)
     if undefined.any():
         mark(

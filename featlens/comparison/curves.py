@@ -186,11 +186,11 @@ def _null(panel: Panel, x: Sequence[Any], levels: NDArray[np.float64]) -> list[A
         go.Scatter(
             x=list(x),
             y=np.where(np.isfinite(hardest), hardest, np.nan),
-            name="null level",
+            name="null 95 %",
             mode=mode,
             line=line,
             marker=marker,
-            hovertemplate="null level %{y:.3f}<extra></extra>",
+            hovertemplate="null 95 % %{y:.3f}<extra></extra>",
         )
     ]
 

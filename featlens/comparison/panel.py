@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QUANTITIES", "Panel"]
+__all__ = ["QUANTITIES", "STARS", "Panel", "stars"]
 
 QUANTITIES = ("value", "ci_low", "ci_high", "null", "null_high", "p", "p_family", "q", "ceiling")
 """What is known of each cell; NaN where it was not asked for or is undefined.
@@ -21,6 +21,18 @@ the whole site grid of its level (family-wise); ``q``, the smallest false discov
 significant (Benjamini and Hochberg 1995) over all cells of the panel; ``ceiling``, the noise ceiling from
 other noise draws.
 """
+
+STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+"""Marks of family-wise p-values up to a level."""
+
+
+def stars(p_family: float) -> str:
+    """``***``, ``**`` or ``*`` for p up to 0.001, 0.01 or 0.05; nothing where it is larger or unknown.
+
+    >>> stars(0.001), stars(0.04), stars(0.2)
+    ('***', '*', '')
+    """
+    return next((mark for most, mark in STARS if p_family <= most), "")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ class Request:
         return [Handle(self.sides[model], site, sigma) for site in self.sites[model]]
 
 
+def few_samples(count: int) -> str:
+    """Warning of few samples."""
+    return f"only {count} samples: values scatter widely; use at least {SMALL_N}"
+
+
 def resolve_pairs(names: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
     """All pairs in order, or the reference with each of the others."""
     if len(names) < 2:
@@ -126,6 +131,9 @@ def resolve_levels(
     )
     if cross and sigmas is None and len(models) == 2:
         return [(float(a), float(b)) for a in models[0].sigmas for b in models[1].sigmas], []
+    for sigma in wanted if sigmas is not None else ():
+        if not any(same_level(side.sigmas, sigma).any() for side in models):
+            raise UsageError(f"compare: no model has sigma {sigma:g}; {there}")
     if not common or (sigmas is not None and len(common) < len(dict.fromkeys(wanted))):
         raise UsageError(
             f"compare: the models have different noise levels ({there}); "
@@ -147,8 +155,10 @@ def thin(sides: Mapping[str, Side], n: int | None, seed: int) -> list[str]:
         return []
     if n < 1:
         raise UsageError(f"compare: n must be 1 or more samples, got {n}")
-    if n >= total:
+    if n == total:
         return []
+    if n > total:
+        return [f"all {total} samples are compared, fewer than the {n} that were asked for"]
     from featlens.seeds import derive
 
     chosen = np.sort(np.random.default_rng(derive(seed, "subset")).permutation(total)[:n])
@@ -190,5 +200,5 @@ def resolve_request(
         if count < bound.least:
             raise UsageError(f"compare: {bound.name} needs at least {bound.least} samples, there are {count}")
     if count < SMALL_N:
-        notices.append(f"only {count} samples: debiased values scatter widely; use at least {SMALL_N}")
+        notices.append(few_samples(count))
     return Request(sides, chosen, pairs, levels, measures, count, seed=seed, notices=notices, **settings)

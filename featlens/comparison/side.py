@@ -131,6 +131,8 @@ def _numpy(array: Any) -> NDArray[Any]:
     """Any array as numpy in float32 or float64; tensors from wherever they are, without importing torch."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
+        if array.is_complex():
+            raise UsageError(f"compare: expected real numbers, got a tensor of {array.dtype}")
         array = array if str(array.dtype) == "torch.float64" else array.float()
     out = np.asarray(array)
     if out.dtype.kind not in "fiub":

@@ -19,7 +19,7 @@ __all__ = ["snippet"]
 MOST_ROWS = 40
 MOST_SITES = 30
 MOST_LEVELS = 12
-COLUMNS = ("sigma", "site of A", "best site of B", "value", "interval", "null level", "p (family)")
+COLUMNS = ("sigma", "site of A", "best site of B", "value", "interval", "null 95 %", "p (family)")
 
 
 def snippet(comparison: Comparison) -> str:
@@ -52,7 +52,8 @@ def _best(part: Comparison) -> str:
     more = len(matches) - MOST_ROWS
     rest = f"<p>... and {more} more; <code>.best_matches()</code> gives all.</p>" if more > 0 else ""
     panel = part.panels[0]
-    sides = f"<p>A is {escape(panel.a)}, B is {escape(panel.b)}; * is above the null (family-wise).</p>"
+    beyond = "above" if panel.direction == "similarity" else "below"
+    sides = f"<p>A is {escape(panel.a)}, B is {escape(panel.b)}; * is {beyond} the null (family-wise).</p>"
     return f"{sides}{_table(head, rows)}{rest}"
 
 

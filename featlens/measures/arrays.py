@@ -50,6 +50,10 @@ def checked(x: Array, name: str, least: int, measure: str) -> Array:
         )
     if x.shape[0] < least:
         raise UsageError(f"{measure}: {name} has {x.shape[0]} rows; at least {least} samples are needed")
+    if xp.isdtype(x.dtype, "complex floating"):
+        raise UsageError(
+            f"{measure}: {name} must hold real numbers, got {x.dtype}; give real and imaginary part as features"
+        )
     try:
         x = xp.astype(x.detach() if hasattr(x, "detach") else x, xp.float64, copy=True)
     except (TypeError, ValueError):

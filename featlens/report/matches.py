@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 
-from featlens.comparison.panel import Panel
+from featlens.comparison.panel import Panel, stars
 
-__all__ = ["ALPHA", "STARS", "level_text", "match_headers", "match_rows", "not_above", "number", "p_value"]
+__all__ = ["ALPHA", "level_text", "match_headers", "match_rows", "not_above", "number", "p_value"]
 
 ALPHA = 0.05
 """A cell is above its null if its family-wise p-value is at most this."""
-STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 def number(value: float) -> str:
@@ -34,11 +33,6 @@ def p_value(value: float) -> str:
     ('0.040', '0.00012')
     """
     return f"{value:.2g}" if 0 < value < 0.001 else number(value)
-
-
-def stars(p_family: float) -> str:
-    """Stars of a family-wise p-value; none where it is above 0.05 or unknown."""
-    return next((mark for most, mark in STARS if p_family <= most), "")
 
 
 def not_above(panel: Panel) -> str:

@@ -3,9 +3,10 @@
     python -m tests.simulations.coverage [--replications 400] [--measures cka rsa ...] [--n 100 ...] [--quick]
 
 A data set is drawn, compared, and thrown away, many times; each is a noise level of one comparison. The
-target is the expected value of the measure at this n, from further data sets. For debiased linear CKA the value
-of the whole population is known in closed form, and is the target. Measures without a jackknife are drawn a
-quarter as often. At the end: what a bootstrap, which draws samples with replacement, does to a neighbour measure.
+target is the expected value of the measure at this n, from further data sets. For debiased linear CKA the
+value of the whole population is known in closed form, and is the target. Measures without a jackknife are
+drawn a quarter as often. At the end: what a bootstrap, which draws samples with replacement, does to a
+neighbour measure.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def bootstrap(count: int, n: int = 100, resamples: int = 100) -> dict[str, float
     from featlens.measures import mutual_knn
 
     run = Run("mutual_knn", n, False)
-    target = float(np.mean(sample(run, ("middle",), 500, 2, intervals=False)[0]))
+    target = float(np.mean(sample(run, ("middle",), 5 * resamples, 2, intervals=False)[0]))
     rng = np.random.default_rng(3)
     values, means, covered = [], [], 0
     for _ in range(count):
@@ -213,9 +214,13 @@ def tell(line: Line) -> str:
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--replications", type=int, default=400, help="data sets; a quarter without jackknife")
+    parser.add_argument(
+        "--replications", type=int, default=400, help="data sets; a quarter without jackknife"
+    )
     parser.add_argument("--measures", nargs="+", help="stems of measures, such as cka rsa; all by default")
-    parser.add_argument("--n", nargs="+", type=int, help="numbers of samples; without jackknife 100 by default")
+    parser.add_argument(
+        "--n", nargs="+", type=int, help="numbers of samples; without jackknife 100 by default"
+    )
     parser.add_argument("--quick", action="store_true", help="a fifth of the replications")
     args = parser.parse_args()
     count = args.replications // 5 if args.quick else args.replications

@@ -1,13 +1,13 @@
 """How often p, p_family and q of ``featlens.compare`` call unrelated features related.
 
-    python -m tests.simulations.error_rates [--replications 400] [--quick]
+    python -m tests.simulations.error_rates [--replications 200] [--quick]
 
 Every data set is a noise level of one comparison of two models with six sites each. The sites of a model
-share most of what they hold, as those of a network do. Told are, where nothing is related: the share of p at
-or below a level, which should be that level; the share of data sets with any p_family at or below 0.05, which
-should be 0.05; and the same for ordinary random permutations of the same data. Where some cells are related: the
-mean share of null cells among those with q at or below 0.05, which should be at most 0.05 times the share of
-null cells, and how many of the related ones are found.
+share most of what they hold, as those of a network do. Told are, where nothing is related: the share of p
+at or below a level, which should be that level; the share of data sets with any p_family at or below 0.05,
+which should be 0.05; and the same for ordinary random permutations of the same data. Where some cells are
+related: the mean share of null cells among those with q at or below 0.05, which should be at most 0.05 times
+the share of null cells, and how many of the related ones are found.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHUNK = 50
 
 
 def draw(rng: np.random.Generator, sets: int, n: int, related: int = 0, sites: int = SITES) -> dict[str, Any]:
-    """Models A and B, each with sites (sets, n, WIDTH); the first ``related`` sites of both share a signal."""
+    """Models A and B, with sites (sets, n, WIDTH); the first ``related`` sites of both share a signal."""
     common = rng.normal(size=(sets, n, WIDTH))
     models = {}
     for name in "ab":
@@ -47,7 +47,9 @@ def draw(rng: np.random.Generator, sets: int, n: int, related: int = 0, sites: i
     return models
 
 
-def shifted(measure: str, n: int, count: int, permutations: int, seed: int = 1, **options: Any) -> dict[str, Floats]:
+def shifted(
+    measure: str, n: int, count: int, permutations: int, seed: int = 1, **options: Any
+) -> dict[str, Floats]:
     """Columns p, p_family, ... (sets, A, B) that ``compare`` gives for many data sets."""
     parts = []
     for start in range(0, count, CHUNK):
@@ -88,9 +90,11 @@ def rates(columns: dict[str, Floats]) -> tuple[list[float], float]:
     return [float(np.mean(p <= level + 1e-9)) for level in LEVELS], float(np.mean(family <= 0.05 + 1e-9))
 
 
-def discoveries(measure: str, n: int, count: int, related: int) -> tuple[float, float]:
+def discoveries(
+    measure: str, n: int, count: int, related: int, permutations: int = 999
+) -> tuple[float, float]:
     """Mean share of null cells among those with q up to 0.05, and the share of related cells found."""
-    p = shifted(measure, n, count, 999, seed=2, related=related)["p"]
+    p = shifted(measure, n, count, permutations, seed=2, related=related)["p"]
     true = np.zeros(p.shape[1:], dtype=bool)
     true[:related, :related] = True
     found = np.stack([false_discovery_rates(cells) <= 0.05 for cells in p])
@@ -117,18 +121,25 @@ def tell(name: str, columns: dict[str, Floats]) -> str:
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--replications", type=int, default=400, help="data sets")
+    parser.add_argument("--replications", type=int, default=200, help="data sets")
     parser.add_argument("--quick", action="store_true", help="a fifth of them")
     args = parser.parse_args()
     count = args.replications // 5 if args.quick else args.replications
     begin = time.process_time()
-    print(f"{'unrelated features, n 40, 6 x 6 cells':<44}" + "".join(f"  p<={level:<5}" for level in LEVELS) + "p_family<=0.05")
+    print(
+        f"{'unrelated features, n 40, 6 x 6 cells':<44}"
+        + "".join(f"  p<={level:<5}" for level in LEVELS)
+        + "p_family<=0.05"
+    )
     for measure in MEASURES:
         how = "random permutations" if measure == "procrustes" else "cyclic shifts"
         print(tell(f"{measure}, {how} of compare", shifted(measure, 40, count, 199)), flush=True)
         if measure != "procrustes":
             some = count // 4
-            print(tell(f"{measure}, random permutations, {some} sets", ordinary(measure, 40, some, 199)), flush=True)
+            print(
+                tell(f"{measure}, random permutations, {some} sets", ordinary(measure, 40, some, 199)),
+                flush=True,
+            )
     for n, permutations in ((40, 39), (20, 190)):
         columns = shifted("cka", n, 5 * count, permutations, seed=4, sites=1)
         orders = f"{-(-permutations // (n - 1))} x {n - 1}"
