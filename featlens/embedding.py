@@ -207,6 +207,8 @@ def _umap(points: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
             raise FeatlensError(
                 f"embedding: UMAP needs the package umap-learn ({error}); install it or use method='pca'"
             ) from None
+        from threadpoolctl import threadpool_limits
+
         # More than one thread would make the picture depend on chance.
         model = umap.UMAP(
             n_components=2,
@@ -214,7 +216,9 @@ def _umap(points: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
             random_state=derive(seed, "umap") % 2**32,
             n_jobs=1,
         )
-        found: NDArray[np.float64] = np.asarray(model.fit_transform(points), dtype=np.float64)
+        # numba sets the threads of OpenMP, and with them those of torch, for the whole process.
+        with threadpool_limits(1):
+            found: NDArray[np.float64] = np.asarray(model.fit_transform(points), dtype=np.float64)
     if not np.isfinite(found).all():
         raise FeatlensError("embedding: UMAP placed some samples nowhere; use method='pca'")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,12 +149,20 @@ def test_umap_gets_all_rows_at_once_a_fixed_seed_and_one_thread(
     assert 0 <= calls[0]["random_state"] < 2**32
 
 
+def threads() -> dict[str, int]:
+    """Threads of every pool of this process."""
+    return {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+
+
 @pytest.mark.slow
 def test_umap_itself(rng: np.random.Generator) -> None:
     centres = 20 * rng.normal(size=(3, 8))
     labels = np.arange(60) % 3
     x = centres[labels] + rng.normal(size=(60, 8))
+    before = threads()
     made = embed_pair(x, turned(x), labels, "umap")
+    after = threads()
+    assert before and {name: after[name] for name in before} == before, "numba would change those of torch, too"
     again = embed_pair(x, turned(x), labels, "umap")
     assert np.array_equal(made.coordinates, again.coordinates)
     points, label = made.coordinates.reshape(-1, 2), np.tile(labels, 2)
