@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from featlens.embedding import COMPONENTS, choose_rows, embed_pair
 from featlens.errors import FeatlensError, UsageError
@@ -162,7 +162,7 @@ def test_umap_itself(rng: np.random.Generator) -> None:
     before = threads()
     made = embed_pair(x, turned(x), labels, "umap")
     after = threads()
-    assert before and {name: after[name] for name in before} == before, "numba would change those of torch, too"
+    assert before and {name: after[name] for name in before} == before, "numba would change torch's, too"
     again = embed_pair(x, turned(x), labels, "umap")
     assert np.array_equal(made.coordinates, again.coordinates)
     points, label = made.coordinates.reshape(-1, 2), np.tile(labels, 2)

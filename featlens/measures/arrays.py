@@ -52,7 +52,7 @@ def checked(x: Array, name: str, least: int, measure: str) -> Array:
         raise UsageError(f"{measure}: {name} has {x.shape[0]} rows; at least {least} samples are needed")
     if xp.isdtype(x.dtype, "complex floating"):
         raise UsageError(
-            f"{measure}: {name} must hold real numbers, got {x.dtype}; give real and imaginary part as features"
+            f"{measure}: {name} must hold real numbers, got {x.dtype}; give both parts as features"
         )
     try:
         x = xp.astype(x.detach() if hasattr(x, "detach") else x, xp.float64, copy=True)
