@@ -290,3 +290,23 @@ def test_a_fixed_example_by_hand():
     whole = slice(0, 1)
     found = shifts_of_forms(sites, [(whole, whole)], [FORMS[0]], [[1.0]], np.arange(4), "float64", 1e9)
     np.testing.assert_allclose(found[0][0].ravel(), [-0.5, 1, -0.5], atol=1e-6)
+
+
+def test_a_subset_says_nothing_of_features_that_few_samples_carry(rng, monkeypatch):
+    """Two sparse sites rarely overlap in a subset: its null level would be too narrow."""
+    from featlens.comparison import plan
+
+    monkeypatch.setattr(plan, "NULL_ROWS", 256)
+    n = 1200
+    sparse = {"sparse": rng.normal(size=(n, 8)) * (rng.random((n, 8)) < 0.005)}
+    dense = rng.normal(size=(n, 8))
+    other = sparse | {"dense": dense + rng.normal(size=(n, 8))}
+    result = compare({"a": sparse | {"dense": dense}, "b": other})
+    cells = {(cell["site_a"], cell["site_b"]): cell for cell in result.cells()}
+    told = cells["sparse", "sparse"]
+    assert told["value"] > 0.9 and told["p"] is told["p_family"] is told["null"] is None
+    assert any(remark.startswith("no p-value: too few of the samples") for remark in told["warnings"])
+    assert cells["dense", "dense"]["p"] < 0.01 and not cells["dense", "dense"]["warnings"]
+    monkeypatch.undo()
+    whole = compare({"a": sparse, "b": sparse}).cells()[0]
+    assert whole["p"] < 0.01 and not whole["warnings"]

@@ -17,7 +17,7 @@ from featlens.comparison.panel import QUANTITIES, Panel
 from featlens.comparison.plan import Choice, ComparisonPlan, make_plan
 from featlens.comparison.request import SMALL_N, Request, few_samples, resolve_request
 from featlens.comparison.result import Comparison
-from featlens.comparison.side import Side, open_sides, require_same_samples
+from featlens.comparison.side import Side, noise_levels, open_sides, require_same_samples
 from featlens.comparison.statistics import false_discovery_rates, interval
 from featlens.measures.declare import Bound
 
@@ -186,6 +186,7 @@ def _resolved(
         "level": 0.95, "n": None, "seed": 0, "device": "cpu", "memory": 1e9, "plan": "auto",
     } | options  # fmt: skip
     with contextlib.ExitStack() as stack:
+        sigmas = noise_levels(sigmas)
         sides = open_sides(stack, models, sigmas)
         if len(sides) > 1:
             require_same_samples(list(sides.values()), allow_other_samples)
@@ -238,7 +239,7 @@ def _panel(
         for name, column in grid.null.items():
             arrays[name][index] = column
     arrays["q"] = false_discovery_rates(arrays["p"])
-    flags, remarks = _remarks(request, bound, a, b, arrays["value"])
+    flags, remarks = _remarks(request, bound, a, b, arrays, choice.permutations > 0)
     precision = " and ".join(dict.fromkeys(grid.precision for grid in grids))
     return Panel(
         bound.name,
@@ -257,17 +258,26 @@ def _panel(
 
 
 def _remarks(
-    request: Request, bound: Bound, a: str, b: str, value: NDArray[np.float64]
+    request: Request,
+    bound: Bound,
+    a: str,
+    b: str,
+    arrays: Mapping[str, NDArray[np.float64]],
+    permuted: bool,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Warnings of cells: few samples, undefined values, and what the measure says of n and the widths."""
     remarks: list[str] = []
+    value = arrays["value"]
     flags = np.zeros(value.shape, dtype=np.int64)
 
     def mark(remark: str, where: Any) -> None:
-        # Bits of an int64; later remarks of the same kind share the last one.
-        if remark not in remarks and len(remarks) < 60:
-            remarks.append(remark)
-        bit = remarks.index(remark) if remark in remarks else len(remarks) - 1
+        # Bits of an int64: what is one too many is told in general.
+        if remark not in remarks:
+            remark = (
+                remark if len(remarks) < 60 else f"few samples for the widths of its sites, n {request.n}"
+            )
+            remarks.extend([remark] if remark not in remarks else [])
+        bit = remarks.index(remark)
         flags[where] |= np.int64(1) << bit
 
     if request.n < SMALL_N:
@@ -277,6 +287,13 @@ def _remarks(
         mark(
             "undefined: a site is constant over the samples, or has no variation that the measure sees",
             undefined,
+        )
+    unknown = ~undefined & np.isnan(arrays["p"])
+    if permuted and unknown.any():
+        mark(
+            "no p-value: too few of the samples that the null level was computed on carry the variation of "
+            "a site; compare with more memory, or fewer sites",
+            unknown,
         )
     warning = getattr(bound.method, "warning", None)
     if warning is not None:

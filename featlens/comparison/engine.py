@@ -34,6 +34,8 @@ __all__ = ["Grid", "carry_out"]
 
 Floats = NDArray[np.float64]
 Report = Callable[[float], None]
+OVERLAP = 5.0
+"""Samples that must carry the variance of both sites by chance, lest a subset's null says nothing."""
 MEDIAN_ROWS = 2048
 """Samples whose distances give the median bandwidth."""
 
@@ -150,7 +152,8 @@ def _tiles(
 ) -> dict[tuple[int, int], Grid]:
     wanted = [form for form in forms if form is not None]
     kernels = list(dict.fromkeys(form.kernel for form in wanted))
-    size = tile_size(request.n, len(level.handles), request.memory)
+    total = sum(handle.width for handle in level.handles)
+    size = tile_size(request.n, len(level.handles), request.memory, total, np.dtype(precision).itemsize)
     rows = Rows(level.handles, request.n, size, precision, device, request.memory / 2)
     scales = np.asarray(rows.scales)
     widths = [
@@ -315,6 +318,19 @@ def _shift_matrices(
         grid.null = tally.columns()
 
 
+def _effective_samples(level: _Level, rows: NDArray[np.int64]) -> Floats:
+    """(H,) samples that carry the variance of each site: (sum k)^2 / sum k^2 of squared norms k."""
+    out = np.zeros(len(level.handles))
+    for index, handle in enumerate(level.handles):
+        x = gather(handle, rows).astype(np.float64)
+        x -= x.mean(axis=0)
+        x /= float(np.abs(x).max()) or 1.0
+        norms = np.einsum("ij,ij->i", x, x)
+        total = float(norms.sum())
+        out[index] = total**2 / float(norms @ norms) if total > 0 else 0.0
+    return out
+
+
 def _nulls(
     request: Request,
     plan: ComparisonPlan,
@@ -344,12 +360,16 @@ def _nulls(
             for index in chosen
             for pair in range(len(level.pairs))
         }
+        spread = _effective_samples(level, subset) if rows < request.n else None
         for order in orders_for(rows, count, rng):
             found = shifts_of_forms(
                 level.handles, level.pairs, some, widths, subset[order], dtype, request.memory / 2
             )
             for index, by_pair in zip(chosen, found, strict=True):
                 for pair, null in enumerate(by_pair):
+                    if spread is not None:
+                        a, b = level.pairs[pair]
+                        null[:, spread[a, None] * spread[None, b] < OVERLAP * rows] = np.nan
                     # Debiased values of unrelated samples scatter around 0 as 1 / n.
                     tallies[index, pair].add(null * (rows / request.n))
         for (index, pair), tally in tallies.items():

@@ -26,8 +26,12 @@ NULL_ROWS = 4096
 """Most samples that a null level is computed on."""
 EXACT = 2e10
 """Multiplications up to which products are made in float64."""
+MOST_PASSES = 64
+"""Most passes over the rows."""
 ENTRY = 15.0
 """Multiplications that take as long as looking at one entry of one site's Gram matrix once."""
+TRANSFORM = 400.0
+"""The same for the Fourier transform of one entry."""
 ENTRY_LEFT_OUT = 250.0
 """The same for the sums that leaving one sample out needs."""
 
@@ -49,6 +53,8 @@ class Choice:
     null: str
     null_rows: int
     permutations: int
+    null_products: float = float("nan")
+    """Multiplications that the null level takes as long as, over all levels; NaN where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,19 @@ class ComparisonPlan:
             else:
                 lines.append(f"  memory about {human_bytes(choice.bytes)}")
             lines.append(f"  intervals: {choice.interval}")
-            lines.append(f"  null level: {choice.null}")
+            cost = ""
+            if np.isfinite(choice.null_products):
+                cost = f", about {_seconds(choice.null_products / _rate('float32'))}"
+            lines.append(f"  null level: {choice.null}{cost}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
         told = asdict(self)
         for choice in told["choices"]:
-            if not np.isfinite(choice["products"]):
-                choice["products"] = None
+            for name in ("products", "null_products"):
+                if not np.isfinite(choice[name]):
+                    choice[name] = None
         return told
 
 
@@ -150,10 +160,10 @@ def tile_cost(request: Request) -> float:
 
 
 def split_sites(left: Sequence[int], right: Sequence[int], memory: float) -> list[tuple[slice, slice]] | None:
-    """Groups of sites whose sums fit into memory, fewest passes first; None if single sites do not."""
+    """Groups of sites whose sums fit into memory, fewest passes first; None if that takes too many."""
     if max(left) * max(right) * 8.0 + 8.0 * (max(left) ** 2 + max(right) ** 2) > memory:
         return None
-    for passes in range(1, len(left) * len(right) + 1):
+    for passes in range(1, min(len(left) * len(right), MOST_PASSES) + 1):
         for parts in range(1, passes + 1):
             if passes % parts or parts > len(left) or passes // parts > len(right):
                 continue
@@ -198,7 +208,8 @@ def _choose(request: Request, bound: Bound) -> Choice:
         return _choose_form(request, bound, form)
     held = [widths_of(request, name) for name in _held_at_once(request)]
     sites = sum(map(len, held))
-    if isinstance(bound.method, Alignment):
+    alignment = isinstance(bound.method, Alignment)
+    if alignment or getattr(bound.method, "n_squared", False):
         memory = 8.0 * request.n**2 * (sites + 4)
         if memory > request.memory:
             fits = int((request.memory / (8.0 * (sites + 4))) ** 0.5)
@@ -208,7 +219,8 @@ def _choose(request: Request, bound: Bound) -> Choice:
                 f"compare fewer sites, a random subset of {fits} samples (n={fits}), or allow more memory"
             )
         way, why = "matrices", "one n x n matrix a site, prepared once"
-        null = _null_words(request, 1000, request.n, "cyclic shifts of random orders of the samples")
+        usual, how = (1000, "cyclic shifts of random orders") if alignment else (200, "random permutations")
+        null = _null_words(request, usual, request.n, f"{how} of the samples")
     else:
         widest = max(widths.max() for widths in held)
         each = 8.0 * (sum(widths.sum() for widths in held) + 4 * widest)
@@ -313,7 +325,19 @@ def _choose_form(request: Request, bound: Bound, form: Form) -> Choice:
         memory,
         interval,
         *_null_words(request, usual, rows, how),
+        null_products=_null_cost(request, rows, usual),
     )
+
+
+def _null_cost(request: Request, rows: int, usual: int) -> float:
+    """Half of all Gram matrices for every order of the samples, and their transforms."""
+    count = usual if request.permutations is None else request.permutations
+    held = _held_at_once(request)
+    widths = sum(widths_of(request, name).sum() for name in held)
+    sites = sum(len(request.sites[name]) for name in held)
+    cells = sum(len(request.sites[a]) * len(request.sites[b]) for a, b in request.pairs)
+    each = rows**2 / 2 * (widths + 4 * cells + TRANSFORM * sites)
+    return float(-(-count // max(rows - 1, 1)) * each * len(request.levels))
 
 
 def null_rows(request: Request, bound: Bound, form: Form) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,8 @@ def resolve_pairs(names: Sequence[str], reference: str | None) -> list[tuple[str
 
 def resolve_measures(measure: str | Bound | Sequence[str | Bound]) -> list[Bound]:
     """Measures by name, each once."""
+    if measure is None:
+        raise UsageError("compare: no measure was chosen; give one, such as 'cka'")
     wanted = [measure] if isinstance(measure, (str, Bound)) else list(measure)
     found = {bound.name: bound for bound in map(resolve, wanted)}
     if not found:
@@ -153,8 +156,6 @@ def thin(sides: Mapping[str, Side], n: int | None, seed: int) -> list[str]:
     total = len(next(iter(sides.values())))
     if n is None:
         return []
-    if n < 1:
-        raise UsageError(f"compare: n must be 1 or more samples, got {n}")
     if n == total:
         return []
     if n > total:
@@ -165,6 +166,14 @@ def thin(sides: Mapping[str, Side], n: int | None, seed: int) -> list[str]:
     for side in sides.values():
         side.subset = chosen
     return [f"a random subset of {n} of {total} samples is compared (seed {seed})"]
+
+
+def _count(value: Any, name: str, least: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise UsageError(f"compare: {name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
 
 
 def resolve_request(
@@ -181,8 +190,11 @@ def resolve_request(
 ) -> Request:
     """Settle everything that can be wrong before any feature is read."""
     for name in ("permutations", "resamples"):
-        if settings[name] is not None and settings[name] < 0:
-            raise UsageError(f"compare: {name} must be 0 or more, got {settings[name]}")
+        settings[name] = _count(settings[name], name, 0)
+    n = _count(n, "n", 1)
+    for name in ("level", "memory"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], numbers.Real):
+            raise UsageError(f"compare: {name} must be a number, got {settings[name]!r}")
     if not 0 < settings["level"] < 1:
         raise UsageError(f"compare: level must be between 0 and 1, got {settings['level']}")
     if settings["plan"] not in ("auto", "features", "tiles"):

@@ -15,7 +15,7 @@ from featlens.errors import StoreError, UsageError
 from featlens.names import match_names
 from featlens.store import FeatureStore
 
-__all__ = ["Side", "open_sides", "require_same_samples", "same_level"]
+__all__ = ["Side", "noise_levels", "open_sides", "require_same_samples", "same_level"]
 
 BLOCK_BYTES = 1 << 22
 
@@ -129,6 +129,8 @@ class _Arrays(Side):
 
 def _numpy(array: Any) -> NDArray[Any]:
     """Any array as numpy in float32 or float64; tensors from wherever they are, without importing torch."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UsageError("compare: masked arrays have no defined rows; fill or leave out what is masked")
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if array.is_complex():
@@ -138,6 +140,22 @@ def _numpy(array: Any) -> NDArray[Any]:
     if out.dtype.kind not in "fiub":
         raise UsageError(f"compare: expected real numbers, got an array of {out.dtype}")
     return out if out.dtype in (np.float32, np.float64) else out.astype(np.float64)
+
+
+def noise_levels(sigmas: Any) -> list[float] | None:
+    """Noise levels as numbers, each once; a single number is taken as a list of it."""
+    if sigmas is None:
+        return None
+    wrong = UsageError(f"compare: sigmas must be numbers such as [0.5, 2.5], got {sigmas!r}")
+    if isinstance(sigmas, str):
+        raise wrong
+    try:
+        found = [float(sigma) for sigma in np.atleast_1d(np.asarray(sigmas)).tolist()]
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not np.isfinite(found).all():
+        raise wrong
+    return list(dict.fromkeys(found))
 
 
 def open_sides(

@@ -24,9 +24,15 @@ Floats = NDArray[np.float64]
 Pair = tuple[slice, slice]
 
 
-def tile_size(n: int, sites: int, memory: float) -> int:
-    """Rows of a tile: as many as fit with all sites into an eighth of the memory, at most 512."""
-    most = int((memory / 8 / (4 * max(sites, 1))) ** 0.5)
+def tile_size(n: int, sites: int, memory: float, widths: float = 0, size: int = 4) -> int:
+    """Rows of a tile, at most 512.
+
+    As many as fit into an eighth of the memory as tiles of all sites, and into a quarter as features of
+    all widths together, with entries of ``size`` bytes.
+    """
+    most = int((memory / 8 / (size * max(sites, 1))) ** 0.5)
+    if widths:
+        most = min(most, int(memory / 4 / (size * widths)))
     return max(16, min(n, 512, most))
 
 

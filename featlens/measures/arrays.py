@@ -42,6 +42,10 @@ def checked(x: Array, name: str, least: int, measure: str) -> Array:
     measure
         Name of the measure, the first word of errors.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise UsageError(f"{measure}: {name} is a masked array; fill or leave out what is masked")
+    if isinstance(x, np.matrix):
+        x = np.asarray(x)
     xp = namespace(x, measure=measure)
     if x.ndim != 2 or x.shape[1] == 0:
         raise UsageError(

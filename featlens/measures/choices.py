@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def one_of(value: Any, choices: Sequence[str], measure: str, option: str) -> str
 
 def positive(value: Any, measure: str, option: str) -> float:
     """The value if it is a finite number above 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         raise UsageError(f"{measure}: {option} must be a finite number above 0, got {value!r}")
     return float(value)
@@ -28,6 +29,6 @@ def positive(value: Any, measure: str, option: str) -> float:
 
 def whole(value: Any, least: int, measure: str, option: str) -> int:
     """The value if it is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UsageError(f"{measure}: {option} must be a whole number of at least {least}, got {value!r}")
-    return value
+    return int(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from featlens.errors import UsageError
@@ -33,10 +34,11 @@ def number(
     closed: tuple[bool, bool] = (True, False),
 ) -> float:
     """The option as a float, or an error with the interval; ``closed`` says which of its ends belong."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        inside = low <= value if closed[0] else low < value
-        if inside and (value <= high if closed[1] else value < high):
-            return float(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        found = float(value)
+        inside = low <= found if closed[0] else low < found
+        if inside and (found <= high if closed[1] else found < high):
+            return found
     left, right = "[" if closed[0] else "(", "]" if closed[1] else ")"
     raise UsageError(
         f"{measure}: {option} must be in {left}{low:g}, {high:g}{right}, got {value!r}; choose a number there"

@@ -92,6 +92,8 @@ class CKNNA(_Neighbours, Alignment):
 class JaccardKNN(_Neighbours):
     """Mean over the samples of common neighbours / neighbours on either side."""
 
+    n_squared = True
+
     def prepare(self, x: Array) -> Array:
         """Weights of the neighbours, NaN if there are none."""
         xp = namespace(x)

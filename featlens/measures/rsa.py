@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class RSA(Alignment):
 @dataclass(frozen=True)
 class KendallRSA:
     """Kendall's tau-b of distances."""
+
+    n_squared: ClassVar[bool] = True
 
     distance: str = "correlation"
     comparison: str = "kendall"
