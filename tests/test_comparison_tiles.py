@@ -247,7 +247,7 @@ def test_opposite_infinities_and_huge_sums_are_told_apart():
 
 
 def test_tiles_shrink_with_the_number_of_sites():
-    assert tile_size(10_000, 24, 1e9) == 512
+    assert tile_size(10_000, 24, 1e9) == 384
     assert tile_size(100, 24, 1e9) == 100
     assert tile_size(10_000, 10_000, 16e6) == 16
     size = tile_size(10_000, 400, 64e6)

@@ -24,8 +24,12 @@ Floats = NDArray[np.float64]
 Pair = tuple[slice, slice]
 
 
+MOST_ROWS = 384
+"""Rows of a tile: products of more rows are no faster, and their tiles fall out of the cache."""
+
+
 def tile_size(n: int, sites: int, memory: float, widths: float = 0, size: int = 4) -> int:
-    """Rows of a tile, at most 512.
+    """Rows of a tile, at most 384.
 
     As many as fit into an eighth of the memory as tiles of all sites, and into a quarter as features of
     all widths together, with entries of ``size`` bytes.
@@ -33,7 +37,7 @@ def tile_size(n: int, sites: int, memory: float, widths: float = 0, size: int = 
     most = int((memory / 8 / (size * max(sites, 1))) ** 0.5)
     if widths:
         most = min(most, int(memory / 4 / (size * widths)))
-    return max(16, min(n, 512, most))
+    return max(16, min(n, MOST_ROWS, most))
 
 
 @dataclass
