@@ -23,6 +23,8 @@ from featlens.measures.declare import Bound
 
 __all__ = ["compare", "plan_comparison"]
 
+SMALL_WORK = 2e9
+"""Multiplications that one thread makes in a few tenths of a second."""
 WAYS = {
     "features": "sums in feature space, read block by block",
     "tiles": "tiles of Gram matrices",
@@ -127,7 +129,8 @@ def compare(
 
         # Ceilings come first: draws may be refused.
         top = ceilings(stack, request, draws or {}, allow_other_samples)
-        grids = carry_out(request, chosen, report)
+        with _threads(chosen):
+            grids = carry_out(request, chosen, report)
         report(1.0)
         panels = [
             _panel(request, chosen.choices[index], bound, pair, [grids[index, number, at] for at in range(
@@ -191,6 +194,17 @@ def _resolved(
         if len(sides) > 1:
             require_same_samples(list(sides.values()), allow_other_samples)
         yield stack, resolve_request(sides, measure, sites, sigmas, **settings)
+
+
+def _threads(plan: ComparisonPlan) -> contextlib.AbstractContextManager[Any]:
+    """One thread for small products: on a busy machine several wait for each other longer than they work."""
+    each = [choice.products + choice.null_products for choice in plan.choices]
+    if not sum(each) < SMALL_WORK:
+        return contextlib.nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    limited: contextlib.AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limited
 
 
 def _provenance(request: Request) -> dict[str, Any]:
