@@ -39,7 +39,8 @@ choice = fl.plan_comparison(models, permutations=permutations).choices[0]
 predicted = choice.products / _rate(choice.precision)
 before, start = resident("VmRSS"), time.process_time()
 fl.compare(models, permutations=permutations)
-print(json.dumps([choice.way, choice.precision, predicted, time.process_time() - start, resident("VmHWM") - before]))
+used = time.process_time() - start, resident("VmHWM") - before
+print(json.dumps([choice.way, choice.precision, predicted, *used]))
 """
 BLOCK = 10_240
 
