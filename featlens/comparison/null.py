@@ -7,10 +7,11 @@ all shifts at once:
 
     sum_d irfft( sum_d conj(F K_{i, i+d}) F L_{i, i+d} ).
 
-The order is random, and as many orders are drawn as the wanted number of permutations needs. The shifts of one
-order form a group, so the test is exact: under exchangeability each shift, the identity among them, is equally
-likely to give the largest value (Hemerik and Goeman 2018, arXiv 1411.7565, theorem 1). With several orders that is
-not proven, and was found to hold in simulations (docs/notes/uncertainty.md). All sites share the permutations.
+The order is random, and as many orders are drawn as the wanted number of permutations needs. The shifts
+of one order form a group, so the test is exact: under exchangeability each shift, the identity among
+them, is equally likely to give the largest value (Hemerik and Goeman 2018, arXiv 1411.7565, theorem 1).
+With several orders that is not proven, and was found to hold in simulations (docs/notes/uncertainty.md).
+All sites share the permutations.
 """
 
 from __future__ import annotations
