@@ -21,6 +21,7 @@ from featlens.seeds import derive
 __all__ = ["COMPONENTS", "LEAST_UMAP", "METHODS", "Embedding", "choose_rows", "embed_pair"]
 
 METHODS = ("umap", "pca")
+CACHE = "could not write what numba compiles"
 COMPONENTS = 50
 """Principal components of each side that are kept at most."""
 LEAST_PCA = 4
@@ -207,6 +208,8 @@ def _umap(points: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
             raise FeatlensError(
                 f"embedding: UMAP needs the package umap-learn ({error}); install it or use method='pca'"
             ) from None
+        except OSError as error:
+            raise FeatlensError(f"embedding: UMAP {CACHE} ({error}); use method='pca'") from None
         from threadpoolctl import threadpool_limits
 
         # More than one thread would make the picture depend on chance.
@@ -217,8 +220,11 @@ def _umap(points: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
             n_jobs=1,
         )
         # numba sets the threads of OpenMP, and with them those of torch, for the whole process.
-        with threadpool_limits(1):
-            found: NDArray[np.float64] = np.asarray(model.fit_transform(points), dtype=np.float64)
+        try:
+            with threadpool_limits(1):
+                found: NDArray[np.float64] = np.asarray(model.fit_transform(points), dtype=np.float64)
+        except OSError as error:
+            raise FeatlensError(f"embedding: UMAP {CACHE} ({error}); use method='pca'") from None
     if not np.isfinite(found).all():
         raise FeatlensError("embedding: UMAP placed some samples nowhere; use method='pca'")
     return found

@@ -8,6 +8,7 @@ import html.parser
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ with contextlib.suppress(ImportError):  # The array rung is tested without torch
     import torch
 
     torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts this in the background has its children ignore what the tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_STUDY = """
 seeds = [0]
