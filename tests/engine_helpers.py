@@ -26,6 +26,16 @@ FORMS = [
     # No measure correlates inner products: they would depend on the mean, which changes without a sample.
     if (kind, formula) != ("linear", "correlation")
 ]
+ROOT = Form(Kernel("distance"), "biased", root=True)
+"""Classical distance correlation."""
+NAMED = [
+    ("cka", FORMS[0]),
+    ("cka(estimator=biased)", FORMS[1]),
+    ("distance_correlation", FORMS[5]),
+    ("distance_correlation(estimator=biased)", ROOT),
+    ("rsa(distance=euclidean,comparison=pearson)", FORMS[7]),
+]
+"""Measures and the forms that they are."""
 WIDTH = 5.0
 """Bandwidth of all sites where it is fixed."""
 

@@ -16,6 +16,8 @@ from featlens.errors import UsageError
 from tests.engine_helpers import (
     FORMS,
     FORMULAS,
+    NAMED,
+    ROOT,
     WIDTH,
     brute,
     errors_of,
@@ -29,8 +31,6 @@ from tests.engine_helpers import (
     precise,
     rows_of,
 )
-
-ROOT = Form(Kernel("distance"), "biased", root=True)
 
 
 def from_tiles(form, *models, pairs=((0, 1),), anchors=None, **told):
@@ -119,16 +119,7 @@ def test_streaming_leaves_out_samples(monkeypatch, formula, anchors):
     np.testing.assert_allclose(found.error, truth, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        ("cka", FORMS[0]),
-        ("cka(estimator=biased)", FORMS[1]),
-        ("distance_correlation", FORMS[5]),
-        ("distance_correlation(estimator=biased)", ROOT),
-        ("rsa(distance=euclidean,comparison=pearson)", FORMS[7]),
-    ],
-)
+@pytest.mark.parametrize(("name", "form"), NAMED)
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_intervals_are_quantiles_of_t(name, form, level):
     n = 40

@@ -10,12 +10,13 @@ from scipy.stats import kstest
 
 from featlens import compare
 from featlens.comparison import plan
-from featlens.comparison.forms import Form, Kernel
 from featlens.comparison.null import orders_for, shifts_of_forms, shifts_of_matrices
 from featlens.measures import mutual_knn, procrustes, rsa
 from featlens.seeds import derive
 from tests.engine_helpers import (
     FORMS,
+    NAMED,
+    ROOT,
     WIDTH,
     brute,
     features,
@@ -25,8 +26,6 @@ from tests.engine_helpers import (
     unrelated,
     values,
 )
-
-ROOT = Form(Kernel("distance"), "biased", root=True)
 
 
 def moved(order, shift):
@@ -131,16 +130,7 @@ def explicit(value, nulls, sign=1):
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        ("cka", FORMS[0]),
-        ("cka(estimator=biased)", FORMS[1]),
-        ("distance_correlation", FORMS[5]),
-        ("distance_correlation(estimator=biased)", ROOT),
-        ("rsa(distance=euclidean,comparison=pearson)", FORMS[7]),
-    ],
-)
+@pytest.mark.parametrize(("name", "form"), NAMED)
 @pytest.mark.parametrize("n", [13, 14])
 @pytest.mark.parametrize("made", ["float32", "float64"])
 def test_columns_of_a_kernel_measure(monkeypatch, name, form, n, made):

@@ -42,7 +42,8 @@ def test_rows_are_those_of_the_samples(monkeypatch, side, block, subset):
         truth = truth if subset is None else truth[subset]
         np.testing.assert_array_equal(opened.read(site, sigma), truth)
         np.testing.assert_array_equal(opened.read(site, sigma, 1, 4), truth[1:4])
-        np.testing.assert_array_equal(np.concatenate(list(opened.blocks(site, sigma, 7))), truth)
+        pieces = [opened.read(site, sigma, low, min(low + 7, len(truth))) for low in range(0, len(truth), 7)]
+        np.testing.assert_array_equal(np.concatenate(pieces), truth)
         assert opened.read(site, sigma, 2, 2).shape == (0, WIDTHS[site])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,6 @@ class Side:
             if len(inside):
                 parts.append(self._rows(site, sigma, low, int(inside[-1]) + 1)[inside - low])
         return np.concatenate(parts)
-
-    def blocks(self, site: str, sigma: float, size: int) -> Iterator[NDArray[Any]]:
-        """All rows, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            yield self.read(site, sigma, start, min(start + size, len(self)))
 
     def __len__(self) -> int:
         return self.n if self.subset is None else len(self.subset)
