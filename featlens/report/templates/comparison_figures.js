@@ -159,9 +159,9 @@ function featlensCurve(spec, panel, x, places, others, chosen) {
   return { data, range: [low - pad, high + pad] };
 }
 
-function featlensCurveFigure(data, range, xaxis, below, height, left = 52) {
+function featlensCurveFigure(panel, data, range, xaxis, below, height, left = 62) {
   const layout = { height, showlegend: false, hovermode: "closest", dragmode: false, margin: { l: left, r: 14, t: 12, b: below },
-    xaxis: Object.assign({ fixedrange: true, zeroline: false }, xaxis), yaxis: { range, fixedrange: true, zeroline: false, nticks: 6 } };
+    xaxis: Object.assign({ fixedrange: true, zeroline: false }, xaxis), yaxis: { range, fixedrange: true, zeroline: false, nticks: 6, title: { text: featlensPlain(panel.title), font: { size: 12 }, standoff: 6 } } };
   return { data, layout, config: { displayModeBar: false } };
 }
 
@@ -175,8 +175,8 @@ function featlensDepth(spec, panel, level, cell, width) {
   const xaxis = Object.assign({ range: [-0.5, names.length - 0.5], tickangle: longest > 5 ? -45 : 0, showgrid: false }, featlensTicks(names, width - 66, most, longest > 5 ? 17 : 34));
   // A slanted label reaches to the left of its tick.
   const reach = Math.max(...short.map((name, k) => Math.min(most, name.length) * 5.5 - (k + 0.5) * (width - 66) / names.length));
-  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(52, reach) : 52;
-  return featlensCurveFigure(data, range, xaxis, below, 210 + below, left);
+  const below = longest > 5 ? longest * 5.5 + 20 : 30, left = longest > 5 ? Math.max(62, reach) : 62;
+  return featlensCurveFigure(panel, data, range, xaxis, below, 210 + below, left);
 }
 
 function featlensDepthPairs(panel, level) {
@@ -190,7 +190,7 @@ function featlensBySigma(spec, panel, level, cell, width) {
   const { data, range } = featlensCurve(spec, panel, x, places(cell), panel.same.map(places), level);
   const step = Math.ceil(x.length * 44 / Math.max(width - 66, 60)), shown = x.map((_, k) => k).filter(k => k % step === 0);
   const xaxis = { type: log ? "log" : "linear", title: { text: "sigma" }, tickmode: "array", tickvals: shown.map(k => x[k]), ticktext: shown.map(k => spec.told[k][0]), minor: { ticks: "" } };
-  const figure = featlensCurveFigure(data, range, xaxis, 46, 256);
+  const figure = featlensCurveFigure(panel, data, range, xaxis, 46, 256);
   figure.layout.shapes = [{ type: "line", x0: x[level], x1: x[level], yref: "paper", y0: 0, y1: 1, layer: "below", line: { color: featlensInk("--soft"), width: 1 } }];
   return figure;
 }
