@@ -14,8 +14,8 @@ from featlens.errors import FeatlensError
 from featlens_trainers import StudyConfig, Training, UNetConfig, tasks
 from featlens_trainers.classifier import Classifier, features_of, start_classifier, train_classifier
 from featlens_trainers.initialisation import seeded
-from featlens_trainers.presets import ClassifierConfig
 from featlens_trainers.runs import Run, read_run
+from featlens_trainers.settings import ClassifierConfig
 from featlens_trainers.training import TrainingError
 
 CONFIG = ClassifierConfig(images=96, batch=16, features=8)

@@ -26,6 +26,7 @@ from featlens_trainers import (
 from featlens_trainers.directions import RatioDirection, ratio_loss
 from featlens_trainers.initialisation import seeded
 from featlens_trainers.runs import Run
+from featlens_trainers.settings import NoiseConfig
 from featlens_trainers.training import TrainingError
 
 TINY = UNetConfig(4, channels=8, channel_mult=(1,), attention_resolutions=())
@@ -246,7 +247,7 @@ def test_labels_of_the_real_images_are_asked_of_the_student_and_told_to_the_rati
             lambda _, inputs, calls=calls: calls.append(inputs[2].clone())
         )
     coded = torch.arange(20.0)[:, None, None, None].expand(20, 1, 4, 4).contiguous()
-    small = dataclasses.replace(CONFIG, images=8, p_mean=-8.0, p_std=0.1)
+    small = dataclasses.replace(CONFIG, images=8, noise=NoiseConfig(mean=-8.0, std=0.1))
     halves = []
     training.networks["ratio"].register_forward_pre_hook(lambda _, inputs: halves.append(inputs[0].detach()))
     list(distill(training, coded, small, 0, torch.arange(20)))

@@ -19,7 +19,7 @@ from featlens_trainers import (
     start_teacher,
 )
 from featlens_trainers.initialisation import seeded
-from featlens_trainers.presets import INITIALISATIONS, RegressionConfig
+from featlens_trainers.settings import INITIALISATIONS, RegressionConfig
 from featlens_trainers.teacher import regress_map
 
 CONFIG = UNetConfig(channels=8, labels=3, augment_labels=9)
@@ -260,7 +260,7 @@ def test_regression_brings_a_random_network_to_the_teachers_map_but_not_to_its_w
 
     tiny = UNetConfig(4, channels=8, channel_mult=(1,), attention_resolutions=())
     config = RegressionConfig(images=32 * 80, batch=32, lr=8e-3, ramp_images=160, ema_half_life=200)
-    training, teacher = start_teacher(build_denoiser(tiny, 0.5, 0)), Teacher()
+    training, teacher = start_teacher(build_denoiser(tiny, 0.5, 0), config), Teacher()
     z = torch.randn(200, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     wanted = OneStepGenerator(teacher, 2.5)(z).detach()
 

@@ -10,9 +10,9 @@ import pytest
 from featlens.errors import FeatlensError, UsageError
 from featlens_trainers import DIVERGENCES, DistillConfig, InitSpec, StudyConfig, TeacherConfig, resolve_study
 from featlens_trainers.config import from_mapping, to_mapping
-from featlens_trainers.presets import (
+from featlens_trainers.presets import PRESETS
+from featlens_trainers.settings import (
     INITIALISATIONS,
-    PRESETS,
     RATIO_INITIALISATIONS,
     ClassifierConfig,
     EvaluationConfig,
@@ -141,7 +141,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         (RegressionConfig, ("images", "batch", "lr", "ema_half_life", "ema_ramp")),
         (
             DistillConfig,
-            ("images", "batch", "lr", "ratio_lr", "sigma_init", "p_std", "ema_half_life", "ema_ramp"),
+            ("images", "batch", "lr", "ratio_lr", "sigma_init", "ema_half_life", "ema_ramp"),
         ),
         (ClassifierConfig, ("images", "batch", "lr", "features")),
         (EvaluationConfig, ("times", "heun_steps", "grid")),

@@ -20,7 +20,8 @@ from featlens.errors import FeatlensError, UsageError
 from featlens.reduce import gap, grid, resolve
 from featlens_trainers.initialisation import build_denoiser
 from featlens_trainers.networks import UNetConfig
-from featlens_trainers.presets import FeatureConfig, StudyConfig, TeacherConfig, resolve_study
+from featlens_trainers.presets import resolve_study
+from featlens_trainers.settings import FeatureConfig, StudyConfig, TeacherConfig
 from featlens_trainers.study import Study
 
 

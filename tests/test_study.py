@@ -22,9 +22,9 @@ from featlens.denoiser import weights_digest
 from featlens.errors import FeatlensError, UsageError
 from featlens.files import lock
 from featlens_trainers import Study, StudyConfig, resolve_study, tasks
-from featlens_trainers.presets import INITIALISATIONS, RATIO_INITIALISATIONS
 from featlens_trainers.results import summarise
 from featlens_trainers.runs import newest_snapshot, read_run, read_stats
+from featlens_trainers.settings import INITIALISATIONS, RATIO_INITIALISATIONS
 from featlens_trainers.snapshots import load_denoiser
 
 SETTINGS = """

@@ -21,8 +21,8 @@ from featlens_trainers import (
     tasks,
     train_teacher,
 )
-from featlens_trainers.presets import ClassifierConfig, RegressionConfig
 from featlens_trainers.runs import Run
+from featlens_trainers.settings import ClassifierConfig, RegressionConfig
 from featlens_trainers.teacher import regress_map
 from featlens_trainers.training import TrainingError
 
@@ -36,7 +36,7 @@ def images(count: int = 20, labels: int = 0) -> Tensor:
 
 
 def started(network: UNetConfig = TINY, seed: int = 0) -> Training:
-    return start_teacher(build_denoiser(network, 0.5, seed))
+    return start_teacher(build_denoiser(network, 0.5, seed), CONFIG)
 
 
 def copy_of(training: Training) -> dict[str, Tensor]:

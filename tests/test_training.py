@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from featlens.errors import FeatlensError
-from featlens_trainers.ema import ema_copy
+from featlens_trainers.batches import Batches
+from featlens_trainers.ema import HalfLife, ema_copy
+from featlens_trainers.noise import lognormal_sigma
 from featlens_trainers.training import (
-    Batches,
+    Average,
     Step,
     Training,
     TrainingError,
     finite,
     learning_rate,
-    lognormal_sigma,
     optimise,
     seeded,
     set_learning_rate,
@@ -151,6 +152,7 @@ def made(seed: int, width: int = 3) -> Training:
             "net": torch.optim.Adam(first.parameters(), lr=0.1),
             "ratio": torch.optim.SGD(second.parameters(), lr=0.1, momentum=0.9),
         },
+        {"ema": Average("net", HalfLife(100, 1.0))},
     )
 
 
@@ -159,7 +161,7 @@ def advance(training: Training, steps: int) -> None:
         x = torch.randn(4, 2, generator=stream(0, training.images))
         optimise(training.optimizers["ratio"], training.networks["ratio"](x).square().sum())
         optimise(training.optimizers["net"], training.networks["net"](x).square().sum())
-        training.advance(4, 100, 1.0, {"ema": "net"})
+        training.advance(4)
 
 
 def test_state_goes_on_bit_for_bit_in_other_objects() -> None:

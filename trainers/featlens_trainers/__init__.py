@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from featlens_trainers.distillation import distill, start_distillation
     from featlens_trainers.initialisation import build_denoiser, initialise_ratio, initialise_student
     from featlens_trainers.networks import RatioNetwork, UNet, UNetConfig
-    from featlens_trainers.presets import DistillConfig, InitSpec, StudyConfig, TeacherConfig, resolve_study
+    from featlens_trainers.presets import resolve_study
     from featlens_trainers.quality import frechet_distance, kernel_distance
     from featlens_trainers.sampler import OneStepGenerator, heun_sample
+    from featlens_trainers.settings import DistillConfig, InitSpec, StudyConfig, TeacherConfig
     from featlens_trainers.study import Study
     from featlens_trainers.teacher import edm_loss, start_teacher, train_teacher
     from featlens_trainers.training import Step, Training
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 _HOME = {
     "DIVERGENCES": "directions",
     "Direction": "directions",
-    "DistillConfig": "presets",
+    "DistillConfig": "settings",
     "Divergence": "directions",
-    "InitSpec": "presets",
+    "InitSpec": "settings",
     "OneStepGenerator": "sampler",
     "RatioDirection": "directions",
     "RatioNetwork": "networks",
     "Step": "training",
     "Study": "study",
-    "StudyConfig": "presets",
-    "TeacherConfig": "presets",
+    "StudyConfig": "settings",
+    "TeacherConfig": "settings",
     "Training": "training",
     "UNet": "networks",
     "UNetConfig": "networks",

@@ -14,8 +14,8 @@ from featlens.files import make_folder, write_text
 from featlens_probes import probe
 from featlens_trainers.config import to_mapping
 from featlens_trainers.initialisation import build_denoiser, student_seed
-from featlens_trainers.presets import StudyConfig
 from featlens_trainers.runs import Report, newest_snapshot
+from featlens_trainers.settings import StudyConfig
 from featlens_trainers.snapshots import load_denoiser
 from featlens_trainers.tasks import data_of
 

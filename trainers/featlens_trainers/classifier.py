@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featlens_trainers.presets import ClassifierConfig
+from featlens_trainers.batches import Batches
+from featlens_trainers.settings import ClassifierConfig
 from featlens_trainers.training import (
-    Batches,
     Step,
     Training,
     finite,

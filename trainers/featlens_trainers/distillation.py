@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from featlens.denoiser import EDMDenoiser, column
+from featlens_trainers.batches import Batches
 from featlens_trainers.directions import DIVERGENCES, RatioDirection, ratio_loss
-from featlens_trainers.ema import ema_copy
+from featlens_trainers.ema import HalfLife, ema_copy
 from featlens_trainers.networks.ratio import RatioNetwork
-from featlens_trainers.presets import DistillConfig
+from featlens_trainers.noise import draw_sigma
 from featlens_trainers.sampler import OneStepGenerator
+from featlens_trainers.settings import DistillConfig
 from featlens_trainers.training import (
-    Batches,
+    Average,
     Step,
     Training,
     finite,
-    lognormal_sigma,
     optimise,
     seeded,
     stream,
@@ -36,6 +37,7 @@ def start_distillation(student: EDMDenoiser, ratio: RatioNetwork, config: Distil
             "net": torch.optim.Adam(student.parameters(), lr=config.lr, betas=betas, fused=True),
             "ratio": torch.optim.Adam(ratio.parameters(), lr=config.ratio_lr, betas=betas, fused=True),
         },
+        {"ema": Average("net", HalfLife(config.ema_half_life, config.ema_ramp))},
     )
 
 
@@ -96,13 +98,13 @@ def distill(
                 gradient.flatten(1).norm(dim=1).mean(), "the generator's gradient", training.images
             )
             optimise(training.optimizers["net"], (gradient * noised).flatten(1).sum(1).mean())
-        training.advance(config.batch, config.ema_half_life, config.ema_ramp, {"ema": "net"})
+        training.advance(config.batch)
         yield Step(training.images, metrics)
 
 
 def _noise(like: Tensor, config: DistillConfig, numbers: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noise levels (B,) and two noise draws (B, C, H, W)."""
-    sigma = lognormal_sigma(len(like), config.p_mean, config.p_std, numbers).to(like.device)
+    sigma = draw_sigma(config.noise, len(like), numbers).to(like.device)
     first = torch.randn(like.shape, generator=numbers).to(like.device)
     second = torch.randn(like.shape, generator=numbers).to(like.device)
     return sigma, first, second

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 
-__all__ = ["ema_copy", "ema_decay", "ema_update"]
+__all__ = ["HalfLife", "Profile", "ema_copy", "ema_decay", "ema_update"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,3 +41,22 @@ def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
         mean.lerp_(now.detach(), 1.0 - decay)
     for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(buffer)
+
+
+class Profile(Protocol):
+    """How much an average keeps of itself at each step."""
+
+    def decay(self, images: int, batch: int) -> float:
+        """Weight of the old average in the step of ``batch`` images that brings the count to ``images``."""
+
+
+@dataclass(frozen=True)
+class HalfLife:
+    """Exponential moving average of half-life ``min(half_life, ramp * images seen)`` images."""
+
+    half_life: float
+    ramp: float
+
+    def decay(self, images: int, batch: int) -> float:
+        """Weight of the old average."""
+        return ema_decay(images, batch, self.half_life, self.ramp)

@@ -22,7 +22,7 @@ from featlens.denoiser import EDMDenoiser
 from featlens.errors import FeatlensError
 from featlens.seeds import derive
 from featlens_trainers.networks import RatioNetwork, UNet, UNetConfig
-from featlens_trainers.presets import InitSpec, StudyConfig
+from featlens_trainers.settings import InitSpec, StudyConfig
 from featlens_trainers.training import seeded, stream
 
 __all__ = ["build_denoiser", "initialise_ratio", "initialise_student", "seeded", "student_seed"]

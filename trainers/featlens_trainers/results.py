@@ -13,8 +13,8 @@ import numpy as np
 from featlens.files import write_netcdf, write_text
 from featlens_trainers.analysis import analysis_paths
 from featlens_trainers.config import to_mapping
-from featlens_trainers.presets import StudyConfig
 from featlens_trainers.runs import read_run, read_stats, versions
+from featlens_trainers.settings import StudyConfig
 
 if TYPE_CHECKING:
     from featlens import Comparison

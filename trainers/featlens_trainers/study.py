@@ -15,7 +15,7 @@ from featlens.errors import FeatlensError, UsageError
 from featlens.files import lock, make_folder, write_text
 from featlens_trainers.config import config_difference, from_mapping, to_mapping
 from featlens_trainers.executor import Job, Monitor, Outcome, run_jobs
-from featlens_trainers.presets import StudyConfig
+from featlens_trainers.settings import StudyConfig
 
 __all__ = ["Monitoring", "Study"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens_trainers.presets import INITIALISATIONS
+from featlens_trainers.settings import INITIALISATIONS
 
 __all__ = ["cka_by_sigma", "curves", "final_distances", "probe_by_sigma"]
 

@@ -16,7 +16,7 @@ from featlens.files import make_folder, write_bytes
 from featlens.report import Page, explorer, figure, image, note, table
 from featlens.report.page import png
 from featlens_trainers import study_figures as figures
-from featlens_trainers.presets import StudyConfig
+from featlens_trainers.settings import StudyConfig
 from featlens_trainers.study_text import KEEPS, question, short_name, what_came_out
 
 __all__ = ["grid", "result_lines", "write_report"]

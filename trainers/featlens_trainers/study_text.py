@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from featlens_trainers.presets import StudyConfig
+from featlens_trainers.settings import StudyConfig
 
 __all__ = ["KEEPS", "question", "short_name", "what_came_out"]
 

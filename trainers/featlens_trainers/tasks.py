@@ -33,10 +33,10 @@ from featlens_trainers.initialisation import (
     student_seed,
 )
 from featlens_trainers.networks import RatioNetwork
-from featlens_trainers.presets import InitSpec, StudyConfig
 from featlens_trainers.quality import Quality, quality
 from featlens_trainers.runs import Report, Run, crossed, device_name, newest_snapshot
 from featlens_trainers.sampler import OneStepGenerator, generate, heun_sample
+from featlens_trainers.settings import InitSpec, StudyConfig
 from featlens_trainers.snapshots import (
     load_denoiser,
     load_weights,
@@ -174,7 +174,9 @@ def run_teacher(study: Path, config: StudyConfig, device: str, report: Report | 
         if run.done:
             return
         images, _ = _training_images(config, device)
-        training = start_teacher(build_denoiser(config.network, config.sigma_data, config.seed).to(device))
+        training = start_teacher(
+            build_denoiser(config.network, config.sigma_data, config.seed).to(device), config.teacher
+        )
         run.restore(training)
         steps = train_teacher(training, images, config.teacher, config.seed)
         for _ in run.drive(training, steps, config.teacher.images, report):
@@ -207,7 +209,9 @@ def run_single_sigma(study: Path, config: StudyConfig, device: str, report: Repo
         if run.done:
             return
         images, _ = _training_images(config, device)
-        training = start_teacher(build_denoiser(config.network, config.sigma_data, config.seed).to(device))
+        training = start_teacher(
+            build_denoiser(config.network, config.sigma_data, config.seed).to(device), settings
+        )
         run.restore(training)
         for _ in run.drive(
             training, train_teacher(training, images, settings, config.seed), settings.images, report
@@ -229,7 +233,9 @@ def run_map_regressed(study: Path, config: StudyConfig, device: str, report: Rep
         if run.done:
             return
         seed = derive(config.seed, "map_regressed")
-        training = start_teacher(build_denoiser(config.network, config.sigma_data, seed).to(device))
+        training = start_teacher(
+            build_denoiser(config.network, config.sigma_data, seed).to(device), config.regression
+        )
         run.restore(training)
         steps = regress_map(training, teacher, _shape(config), sigma_init, config.regression, seed)
         for _ in run.drive(training, steps, config.regression.images, report):

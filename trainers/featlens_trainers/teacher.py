@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from featlens.denoiser import EDMDenoiser, column
-from featlens_trainers.ema import ema_copy
-from featlens_trainers.presets import RegressionConfig, TeacherConfig
+from featlens_trainers.batches import Batches
+from featlens_trainers.ema import HalfLife, ema_copy
+from featlens_trainers.noise import lognormal_sigma
 from featlens_trainers.sampler import OneStepGenerator
+from featlens_trainers.settings import RegressionConfig, TeacherConfig
 from featlens_trainers.training import (
-    Batches,
+    Average,
     Step,
     Training,
     finite,
     learning_rate,
-    lognormal_sigma,
     optimise,
     seeded,
     set_learning_rate,
@@ -40,10 +41,11 @@ def edm_loss(
     return out
 
 
-def start_teacher(denoiser: EDMDenoiser) -> Training:
+def start_teacher(denoiser: EDMDenoiser, config: TeacherConfig | RegressionConfig) -> Training:
     """Fresh state for :func:`train_teacher` and :func:`regress_map`."""
     optimizer = torch.optim.Adam(denoiser.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
-    return Training({"net": denoiser, "ema": ema_copy(denoiser)}, {"net": optimizer})
+    average = Average("net", HalfLife(config.ema_half_life, config.ema_ramp))
+    return Training({"net": denoiser, "ema": ema_copy(denoiser)}, {"net": optimizer}, {"ema": average})
 
 
 def train_teacher(
@@ -82,7 +84,7 @@ def train_teacher(
         value = finite(loss.detach(), "the denoising loss", training.images)
         set_learning_rate(optimizer, _rate(training, config, config.images if config.decay else None))
         optimise(optimizer, loss)
-        training.advance(config.batch, config.ema_half_life, config.ema_ramp, {"ema": "net"})
+        training.advance(config.batch)
         yield Step(training.images, {"loss": value})
 
 
@@ -116,5 +118,5 @@ def regress_map(
         value = finite(loss.detach(), "the regression loss", training.images)
         set_learning_rate(optimizer, _rate(training, config, config.images))
         optimise(optimizer, loss)
-        training.advance(config.batch, config.ema_half_life, config.ema_ramp, {"ema": "net"})
+        training.advance(config.batch)
         yield Step(training.images, {"loss": value})

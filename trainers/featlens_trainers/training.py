@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from featlens.errors import FeatlensError
 from featlens.seeds import derive
-from featlens_trainers.ema import ema_decay, ema_update
+from featlens_trainers.ema import Profile, ema_update
 
-__all__ = ["Batches", "Step", "Training", "TrainingError", "seeded", "stream"]
+__all__ = ["Step", "Training", "TrainingError", "seeded", "stream"]
 
 
 class TrainingError(FeatlensError):
@@ -49,6 +49,14 @@ def seeded(seed: int, *names: int | str) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Average:
+    """An averaged network: which network it follows, and with which profile."""
+
+    of: str
+    profile: Profile
+
+
 @dataclass
 class Training:
     """All that a loop changes: save it, load it, and the loop goes on as if nothing had happened.
@@ -57,6 +65,8 @@ class Training:
     ----------
     networks
         Live and averaged networks by name, such as ``{"net": ..., "ema": ...}``.
+    averages
+        Which networks are averages, of which, and how: ``{"ema": Average("net", HalfLife(...))}``.
     optimizers
         By name; parameters are stored under the names that ``networks`` gives them.
     images
@@ -65,6 +75,7 @@ class Training:
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    averages: dict[str, Average] = field(default_factory=dict)
     images: int = 0
     last_batch: int = field(default=1, init=False)
 
@@ -118,56 +129,18 @@ class Training:
         self.images += batch
         self.last_batch = batch
 
-    def advance(self, batch: int, half_life: float, ramp: float, pairs: Mapping[str, str]) -> None:
-        """Count ``batch`` images and move each average (``{"ema": "net"}``) towards its network."""
+    def advance(self, batch: int) -> None:
+        """Count the images of one step and move each average towards its network."""
         self.count(batch)
-        decay = ema_decay(self.images, batch, half_life, ramp)
-        for average, live in pairs.items():
-            ema_update(self.networks[average], self.networks[live], decay)
+        for name, average in self.averages.items():
+            decay = average.profile.decay(self.images, batch)
+            ema_update(self.networks[name], self.networks[average.of], decay)
 
 
 def _state_device(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.device:
     """Where an optimiser keeps its step counter: beside the parameter if it is fused, else on the CPU."""
     beside = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     return parameter.device if beside else torch.device("cpu")
-
-
-class Batches:
-    """Endless batches of row numbers; every image once per epoch; a pure function of the images seen.
-
-    Parameters
-    ----------
-    rows
-        Number of images.
-    batch
-        Rows a batch.
-    seed
-        Seed of the shuffles.
-    """
-
-    def __init__(self, rows: int, batch: int, seed: int) -> None:
-        self.rows, self.batch, self.seed = rows, batch, seed
-        self._epochs: dict[int, Tensor] = {}
-
-    def __call__(self, images: int) -> Tensor:
-        """Row numbers (batch,) int64 of the batch that starts after ``images`` images."""
-        where = torch.arange(images, images + self.batch)
-        epochs = where // self.rows
-        wanted = torch.unique(epochs).tolist()
-        self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch in wanted}
-        for epoch in wanted:
-            if epoch not in self._epochs:
-                self._epochs[epoch] = torch.randperm(self.rows, generator=stream(self.seed, "epoch", epoch))
-        return torch.cat([self._epochs[epoch][where[epochs == epoch] % self.rows] for epoch in wanted])
-
-
-def lognormal_sigma(batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """(batch,) noise levels, ln sigma ~ N(mean, std^2), stratified: one draw from each ``batch``-quantile."""
-    quantile = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
-    normal = torch.special.ndtri(quantile.clamp(1e-7, 1 - 1e-7))
-    order = torch.randperm(batch, generator=generator)
-    out: Tensor = (mean + std * normal[order]).exp().float()
-    return out
 
 
 def learning_rate(images: int, lr: float, ramp_images: int, total: int | None = None) -> float:

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distil or continue."""
-    from featlens_trainers.presets import InitSpec, resolve_study
+    from featlens_trainers.presets import resolve_study
+    from featlens_trainers.settings import InitSpec
     from featlens_trainers.tasks import StudentSpec
 
     InitSpec(args.init, args.ratio_init)
