@@ -107,8 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _settle_stdout()  # Whoever read our output has gone; nothing is left to say.
         return 1
-    except KeyboardInterrupt:
-        return _fail(name, "interrupted; run the same command again to continue", 1)
+    except KeyboardInterrupt as end:
+        # An end that was asked for and prepared says how it went, and is no failure.
+        said = str(end) or "interrupted; run the same command again to continue"
+        return _fail(name, said, getattr(end, "exit_code", 1))
     except Exception as error:
         if debug:
             raise

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from featlens.errors import FeatlensError, UsageError
 from featlens.files import explain_os_error
+from featlens_trainers.stopping import Stopped, stoppable
 
 __all__ = ["Job", "Monitor", "Outcome", "run_jobs"]
 
@@ -22,14 +23,22 @@ REPORT_EVERY = 0.25
 """Seconds between progress messages of a worker."""
 
 
+STATE_PATIENCE = 60.0
+"""Seconds to wait for workers that were told to stop to save their state."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """One piece of work, after the jobs it needs: ``task(*arguments, report=...)``, a function by import."""
+    """One piece of work, after the jobs it needs: ``task(*arguments, report=..., **options)``.
+
+    The task is a function by import. Options stay in this process: workers take arguments alone.
+    """
 
     name: str
     task: Callable[..., None]
     arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, O
         for worker in running.values():
             worker.process.terminate()
         for worker in running.values():
-            worker.process.join(5)
+            worker.process.join(STATE_PATIENCE)
     return outcomes
 
 
@@ -144,7 +153,7 @@ def _run_here(job: Job, monitor: Monitor) -> Outcome:
         monitor.progress(job.name, done, total, remark)
 
     try:
-        job.task(*job.arguments, report=report)
+        job.task(*job.arguments, report=report, **job.options)
     except Exception as error:
         return Outcome("failed", _one_line(error), time.monotonic() - start)
     return Outcome("done", seconds=time.monotonic() - start)
@@ -219,8 +228,11 @@ def _work(connection: Connection, task: Callable[..., None], arguments: tuple[An
                 os._exit(1)
 
     try:
-        task(*arguments, report=report)
+        with stoppable():
+            task(*arguments, report=report)
         message: tuple[Any, ...] = ("done",)
+    except Stopped as end:
+        message = ("failed", str(end))
     except Exception as error:
         if os.environ.get("FEATLENS_DEBUG"):
             import traceback

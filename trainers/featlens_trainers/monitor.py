@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from featlens_trainers.executor import Monitor, Outcome
 
-__all__ = ["progress_monitor"]
+__all__ = ["progress_monitor", "silent_monitor"]
 
 LINE_EVERY = 15.0
 
@@ -36,6 +36,23 @@ def progress_monitor(total: int, stream: TextIO | None = None) -> Iterator[Monit
     )
     with Progress(*columns, console=Console(file=out), refresh_per_second=4) as bars:
         yield BarMonitor(total, bars)
+
+
+@contextlib.contextmanager
+def silent_monitor(total: int) -> Iterator[Monitor]:
+    """Monitor that says nothing, for all processes but the main one."""
+    yield _Silent()
+
+
+class _Silent:
+    def started(self, job: str) -> None:
+        pass
+
+    def progress(self, job: str, done: int, total: int, remark: str) -> None:
+        pass
+
+    def ended(self, job: str, outcome: Outcome) -> None:
+        pass
 
 
 class _Rates:

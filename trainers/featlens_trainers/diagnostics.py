@@ -1,0 +1,249 @@
+"""What losses do not say: how good the ratio network is at each noise level, how diverse the student is.
+
+The losses of a distillation oscillate whether it converges or not. At an evaluation point each noise level is
+looked at by itself: can the ratio network tell real from generated (AUC), is its logit a log ratio
+(cross-entropy, calibration), how strong is the direction sigma^2 grad h, and how far is it from what a
+trained teacher knows, D_teacher - D_student.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featlens_trainers.data import ImageData
+from featlens_trainers.settings.diagnostics import DiagnosticsConfig
+from featlens_trainers.training import stream
+
+__all__ = ["Diagnosis", "SigmaBin", "auc", "calibration_error", "diagnose", "ideal_denoiser"]
+
+LEAST_NEIGHBOURS = 2.0
+"""Below this effective number of images the ideal denoiser of a bank shows single images."""
+
+
+@dataclass(frozen=True)
+class SigmaBin:
+    """One noise level.
+
+    Attributes
+    ----------
+    sigma
+        Noise level.
+    auc
+        Chance that a noised real image has a higher logit than a noised generated one; 0.5 if they are equal.
+    bce
+        Binary cross-entropy of real against generated in nats, mean of both halves; ln 2 = 0.693 if equal.
+    calibration
+        Expected calibration error: how far the classifier's probabilities are from the frequencies.
+    gradient
+        Mean norm of sigma^2 grad h at noised generated images, in units of the image.
+    pull
+        The same times the divergence's weight r^2 f''(r): what reaches the generator.
+    teacher_gap, teacher_cosine
+        Relative error and cosine of sigma^2 grad h to D_teacher - D_student, with D_student the ideal
+        denoiser of generated images; NaN without a teacher, or where too few of them carry it.
+    neighbours
+        Effective number of generated images behind that ideal denoiser.
+    """
+
+    sigma: float
+    auc: float = math.nan
+    bce: float = math.nan
+    calibration: float = math.nan
+    gradient: float = math.nan
+    pull: float = math.nan
+    teacher_gap: float = math.nan
+    teacher_cosine: float = math.nan
+    neighbours: float = math.nan
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All noise levels at one moment of a distillation.
+
+    Attributes
+    ----------
+    images
+        Images seen.
+    bins
+        One entry a noise level.
+    diversity
+        Mean distance between two generated images over that between two real ones.
+    """
+
+    images: int
+    bins: tuple[SigmaBin, ...]
+    diversity: float
+
+    def metrics(self) -> dict[str, Any]:
+        """The same as plain numbers for ``stats.jsonl``; lists over sigma, None where there is no value."""
+        table = [asdict(entry) for entry in self.bins]
+        lists = {key: [_plain(row[key]) for row in table] for key in SigmaBin.__dataclass_fields__}
+        return {"diversity": _plain(self.diversity), "bins": lists}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def auc(real: Tensor, fake: Tensor) -> float:
+    """Area under the ROC curve of scores (n,) of real against (m,) of generated images; ties count half.
+
+    >>> auc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
+    0.875
+    """
+    scores = torch.cat([real, fake]).double()
+    ordered, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    # The rank of tied scores is the middle of the places that they share.
+    middle = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    ranks = middle[inverse][: len(real)]
+    del ordered
+    return float((ranks.sum() - len(real) * (len(real) + 1) / 2) / (len(real) * len(fake)))
+
+
+def calibration_error(real: Tensor, fake: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of logits (n,), (m,) in ``bins`` equally filled bins (arXiv 1706.04599).
+
+    Mean over bins of the difference between the mean predicted probability of "real" and its frequency.
+    """
+    logits = torch.cat([real, fake]).double()
+    truth = torch.cat([torch.ones(len(real)), torch.zeros(len(fake))]).double().to(logits.device)
+    order = logits.argsort()
+    parts = zip(logits.sigmoid()[order].tensor_split(bins), truth[order].tensor_split(bins), strict=True)
+    gaps = [(len(p), float((p.mean() - t.mean()).abs())) for p, t in parts if len(p)]
+    return sum(count * gap for count, gap in gaps) / len(logits)
+
+
+def ideal_denoiser(x: Tensor, sigma: float, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """The denoiser of the distribution of ``bank`` (M, ...) at ``x`` (B, ...), and its neighbours (B,).
+
+    ``D(x) = sum_i w_i y_i`` with ``w = softmax(-|x - y_i|^2 / (2 sigma^2))`` (arXiv 2206.00364, appendix
+    B.3); the effective number of neighbours is ``1 / sum_i w_i^2``.
+    """
+    distance = torch.cdist(x.flatten(1), bank.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    weight = torch.softmax(-distance.square() / (2 * sigma**2), dim=1)
+    return (weight @ bank.flatten(1)).reshape(x.shape), 1 / weight.square().sum(1)
+
+
+Generator = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@torch.no_grad()
+def diagnose(
+    generator: Generator,
+    ratio: nn.Module | None,
+    data: ImageData,
+    config: DiagnosticsConfig,
+    seed: int,
+    images: int,
+    teacher: nn.Module | None = None,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Diagnosis:
+    """Diagnosis of a student ``generator(z, labels)`` after so many ``images``; nothing is changed.
+
+    Parameters
+    ----------
+    generator
+        From latents (B, C, H, W) and labels (B,) or None to images.
+    ratio
+        The ratio network h(x, sigma, labels); None for score-based directions, which have none.
+    data
+        Real images; rows, latents and noise are drawn by (seed, images).
+    config
+        Noise levels and numbers.
+    seed, images
+        Seed of the draws, and images seen.
+    teacher
+        Denoiser of the real images, where there is one.
+    weight
+        The divergence's weight as a function of h (:attr:`featlens_trainers.Divergence.weight`); 1 if None.
+    device
+        Where the networks are.
+    """
+    numbers = stream(seed, "diagnose", images)
+    many = config.images
+    rows = torch.randint(len(data), (many,), generator=numbers)
+    real, labels = data.batch(rows)
+    real = real.to(device)
+    labels = None if labels is None else labels.to(device)
+    fake = generator(torch.randn(real.shape, generator=numbers).to(device), labels)
+    bank = None
+    if teacher is not None and ratio is not None and config.bank:
+        more = torch.randint(len(data), (config.bank,), generator=numbers)
+        many_labels = None if labels is None else data.batch(more)[1]
+        z = torch.randn((config.bank, *real.shape[1:]), generator=numbers).to(device)
+        bank = generator(z, None if many_labels is None else many_labels.to(device))
+    bins = []
+    was = ratio.training if ratio is not None else False
+    if ratio is not None:
+        ratio.eval()
+    try:
+        for sigma in config.sigmas:
+            noise = torch.randn((2, *real.shape), generator=numbers).to(device)
+            noised = real + sigma * noise[0], fake + sigma * noise[1]
+            bins.append(_look(sigma, *noised, labels, ratio, weight, teacher, bank))
+    finally:
+        if ratio is not None:
+            ratio.train(was)
+    return Diagnosis(images, tuple(bins), _spread(fake) / _spread(real))
+
+
+def _spread(images: Tensor) -> float:
+    """Mean distance between two different images."""
+    return float(torch.pdist(images.flatten(1).float()).mean())
+
+
+def _look(
+    sigma: float,
+    real: Tensor,
+    fake: Tensor,
+    labels: Tensor | None,
+    ratio: nn.Module | None,
+    weight: Callable[[Tensor], Tensor] | None,
+    teacher: nn.Module | None,
+    bank: Tensor | None,
+) -> SigmaBin:
+    if ratio is None:
+        return SigmaBin(sigma)
+    level = torch.full((len(real),), sigma, device=real.device)
+    real_logit = ratio(real, level, labels)
+    leaf = fake.detach().requires_grad_(True)
+    with torch.enable_grad():
+        fake_logit = ratio(leaf, level, labels)
+        (slope,) = torch.autograd.grad(fake_logit.sum(), leaf)
+    direction = sigma**2 * slope
+    fake_logit = fake_logit.detach()
+    norm = direction.flatten(1).norm(dim=1)
+    found: dict[str, float] = {
+        "auc": auc(real_logit, fake_logit),
+        "bce": float(
+            (nn.functional.softplus(-real_logit).mean() + nn.functional.softplus(fake_logit).mean()) / 2
+        ),
+        "calibration": calibration_error(real_logit, fake_logit),
+        "gradient": float(norm.mean()),
+        "pull": float((norm * (weight or torch.ones_like)(fake_logit)).mean()),
+    }
+    if teacher is not None and bank is not None:
+        found |= _against_teacher(direction, fake, level, labels, teacher, bank)
+    return SigmaBin(sigma, **found)
+
+
+def _against_teacher(
+    direction: Tensor, x: Tensor, level: Tensor, labels: Tensor | None, teacher: nn.Module, bank: Tensor
+) -> Mapping[str, float]:
+    """Relative error and cosine of the direction to D_teacher - D_student."""
+    student, neighbours = ideal_denoiser(x, float(level[0]), bank)
+    wanted = (teacher(x, level, labels) - student).flatten(1)
+    carried = float(neighbours.median())
+    if carried < LEAST_NEIGHBOURS:
+        return {"neighbours": carried}
+    flat = direction.flatten(1)
+    gap = (flat - wanted).norm(dim=1).square().mean().sqrt() / wanted.norm(dim=1).square().mean().sqrt()
+    cosine = nn.functional.cosine_similarity(flat, wanted, dim=1).mean()
+    return {"teacher_gap": float(gap), "teacher_cosine": float(cosine), "neighbours": carried}
