@@ -17,13 +17,13 @@ COLLAPSED = 0.05
 """Diversity, as a share of the data's, below which a student counts as collapsed."""
 
 FALLEN = 0.3
-"""... if it has fallen below this share of its own best: a random start is not diverse, and did not collapse."""
+"""... if it has fallen below this share of its own best: a random start did not collapse."""
 
 TOLD_APART = 0.999
 """AUC at every noise level from which on a ratio network counts as sure of everything."""
 
 VANISHED = 1e-3
-"""... and the direction's norm, as a share of the largest seen, below which it gives no direction any more."""
+"""... and the pull, as a share of the largest seen, below which it gives no direction any more."""
 
 IN_A_ROW = 2
 """Evaluations in a row that must agree."""
@@ -53,17 +53,16 @@ class Alarms:
         """
         if self._mode == "off":
             return
-        memory = self._notes.setdefault(
-            "alarms", {"diversity": 0.0, "gradient": 0.0, "collapse": 0, "saturation": 0}
-        )
-        gradient = _mean([entry.pull for entry in diagnosis.bins])
+        nothing = {"diversity": 0.0, "pull": 0.0, "collapse": 0, "saturation": 0}
+        memory = self._notes.setdefault("alarms", nothing)
+        pull = _mean([entry.pull for entry in diagnosis.bins])
         memory["diversity"] = max(memory["diversity"], _number(diagnosis.diversity))
-        memory["gradient"] = max(memory["gradient"], gradient)
+        memory["pull"] = max(memory["pull"], pull)
         collapsed = (
             diagnosis.diversity < COLLAPSED and diagnosis.diversity < FALLEN * memory["diversity"]
         ) or not math.isfinite(diagnosis.diversity)
         surely = [entry.auc for entry in diagnosis.bins if math.isfinite(entry.auc)]
-        saturated = bool(surely) and min(surely) > TOLD_APART and gradient < VANISHED * memory["gradient"]
+        saturated = bool(surely) and min(surely) > TOLD_APART and pull < VANISHED * memory["pull"]
         self._count("collapse", collapsed, _COLLAPSE.format(diagnosis.diversity, diagnosis.images))
         self._count("saturation", saturated, _SATURATION.format(diagnosis.images))
 
@@ -81,14 +80,14 @@ class Alarms:
 
 
 _COLLAPSE = (
-    "the student has collapsed: its images differ {:.3f} times as much as the data's after {:,} images; lower "
-    "distill.lr, raise distill.ratio_lr or distill.critic_updates, or give the ratio network a longer warm-up"
+    "the student has collapsed: its images differ {:.3f} times as much as the data's after {:,} images; "
+    "lower distill.lr, raise distill.ratio_lr or distill.critic_updates, or give the ratio network a longer warm-up"
 )
 
 _SATURATION = (
-    "the ratio network tells all images apart at every noise level and gives no direction any more after {:,} "
-    "images; use a divergence that does not saturate (reverse_kl, softened_reverse_kl), lower distill.ratio_lr, or "
-    "raise sigma in distill.noise"
+    "the ratio network tells all images apart at every noise level and gives no direction any more after "
+    "{:,} images; use a divergence that does not saturate (reverse_kl, softened_reverse_kl), lower "
+    "distill.ratio_lr, or raise sigma in distill.noise"
 )
 
 
