@@ -81,7 +81,7 @@ class Alarms:
 
 _COLLAPSE = (
     "the student has collapsed: its images differ {:.3f} times as much as the data's after {:,} images; "
-    "lower distill.lr, raise distill.ratio_lr or distill.critic_updates, or give the ratio network a longer warm-up"
+    "lower distill.lr, raise distill.ratio_lr or distill.critic_updates, or lengthen distill.warmup"
 )
 
 _SATURATION = (
