@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featlens.denoiser import Denoiser, EDMDenoiser
     from featlens.errors import FeatlensError, FeatlensWarning
     from featlens.extraction import ExtractionPlan, extract, plan_extraction
+    from featlens.inspection import DataReport, inspect_data
     from featlens.samples import SampleSet
     from featlens.site import Site, sites
     from featlens.store import FeatureStore
@@ -27,6 +28,7 @@ __all__ = [
     "Capture",
     "Comparison",
     "ComparisonPlan",
+    "DataReport",
     "Denoiser",
     "EDMDenoiser",
     "ExtractionPlan",
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "compare",
     "extract",
+    "inspect_data",
     "load",
     "measures",
     "plan_comparison",
@@ -61,6 +64,8 @@ _HOME = {
     "compare": "comparison",
     "plan_comparison": "comparison",
     "ComparisonPlan": "comparison",
+    "DataReport": "inspection",
+    "inspect_data": "inspection",
     "extract": "extraction",
     "load": "adapters",
     "plan_extraction": "extraction",

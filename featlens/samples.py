@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -19,14 +19,13 @@ from featlens.sources import LazyImages, NoImages, open_source
 from featlens.sources.lazy import block_rows
 from featlens.sources.picture import BOMB
 from featlens.sources.pixels import Pixels
-from featlens.sources.source import checked_labels
+from featlens.sources.shapes import Shapes, find_shapes
+from featlens.sources.source import SPLITS, checked_labels
 
-__all__ = ["HELD_OUT", "SPLITS", "SampleSet"]
+__all__ = ["HELD_OUT", "SPLITS", "SampleSet", "draw_rows"]
 
 HELD_OUT = 599
 """Number of digits that no network of a study is ever trained on (of 1,797)."""
-
-SPLITS = ("all", "train", "held-out")
 
 Progress = Callable[[int, int], None]
 """Called with (images read, images in all)."""
@@ -51,9 +50,13 @@ class SampleSet:
         (N,) int64 or None.
     seed
         Seed of the noise.
+    classes
+        Number of classes of the whole source, where these images are a part of it; else 0.
+    factors
+        What is known of each image, by name, each (N,) numbers: of drawn shapes, or one's own; else None.
     digest
-        SHA-256 (16 hex digits) over images, ids, labels and seed: two feature files with the same digest were
-        made from the same images under the same noise.
+        SHA-256 (16 hex digits) over images, ids, labels, seed and, where there are any, factors: two feature
+        files with the same digest were made from the same images under the same noise.
 
     Examples
     --------
@@ -69,6 +72,8 @@ class SampleSet:
     seed: int = 0
     digest: str = field(init=False)
     progress: InitVar[Progress | None] = None
+    factors: Mapping[str, NDArray[Any]] | None = field(default=None, kw_only=True)
+    classes: int = field(default=0, kw_only=True)
 
     def __post_init__(self, progress: Progress | None) -> None:
         if self.images.ndim < 2 or len(self.images) != len(self.ids):
@@ -78,17 +83,24 @@ class SampleSet:
             )
         if self.labels is not None and np.shape(self.labels) != (len(self.ids),):
             raise UsageError(f"samples: {len(self.ids)} images but labels of shape {np.shape(self.labels)}")
+        object.__setattr__(self, "factors", _checked_factors(self.factors, len(self.ids)))
         sha = hashlib.sha256(f"{self.images.shape}|{self.seed}|{self.labels is not None}".encode())
         self._read_through(sha.update, progress)
         for array in (self.ids, self.labels):
             if array is not None:
                 sha.update(np.ascontiguousarray(array).tobytes())
+        for name, values in sorted((self.factors or {}).items()):
+            sha.update(f"|{name}|{values.dtype.str}|".encode() + np.ascontiguousarray(values).tobytes())
         object.__setattr__(self, "digest", sha.hexdigest()[:16])
 
     def _read_through(self, feed: Callable[[bytes], object], progress: Progress | None) -> None:
         """Feed all pixels to the digest, in blocks of bounded size, and check their values on the way."""
         if isinstance(self.images, NoImages):
             feed(b"no images")
+            return
+        if isinstance(self.images, LazyImages) and self.images.recipe is not None:
+            # Drawn images follow from their numbers; drawing all of them would tell nothing new.
+            feed(self.images.recipe)
             return
         pixels = self.images.pixels if isinstance(self.images, LazyImages) else None
         step = block_rows(self.images.shape)
@@ -120,27 +132,36 @@ class SampleSet:
         split: str | None = None,
         values: str | None = None,
         progress: Progress | None = None,
+        holdout: int | None = None,
     ) -> SampleSet:
-        """Load images of a file, a folder, or the embedded digits, and read through the chosen ones once.
+        """Load images of a file or folder, digits or shapes, and read through the chosen ones once.
 
         Parameters
         ----------
         location
-            ``"digits"``: scikit-learn's 1,797 handwritten digits, (1, 8, 8) pixels. Else a path: a folder of
-            images of one size, an EDM zip or folder with ``dataset.json``, ``.npy``, ``.npz``, ``.h5`` (also
-            ``file.h5:dataset``), or CIFAR-10 (``cifar-10-binary.tar.gz`` or ``cifar-10-batches-bin``).
+            ``"digits"``: scikit-learn's 1,797 handwritten digits, (1, 8, 8) pixels. ``"shapes16"``,
+            ``"shapes32"``, ``"shapes64"``: drawn shapes with known factors, in colour; other images with
+            ``"shapes32:seed=1"``. Else a path: a folder of images of one size, an EDM zip or folder with
+            ``dataset.json``, ``.npy``, ``.npz``, ``.h5`` (also ``file.h5:dataset``), or CIFAR-10
+            (``cifar-10-binary.tar.gz`` or ``cifar-10-batches-bin``). Or ``"hf:NAME"``, a data set of the
+            ``datasets`` package that is on this machine.
         n
-            Number of samples, drawn without replacement by ``seed``; all of the split if None.
+            Number of samples, drawn without replacement by ``seed``; all of the split if None. Of shapes the
+            first ``n`` (50,000 for training and 10,000 held out if None).
         seed
             Seed of the noise and of the draw.
         split
-            Digits: ``"train"`` (1,198 images), ``"held-out"`` (599) or ``"all"``, a fixed split. CIFAR-10:
-            ``"train"``, ``"test"`` or ``"all"``. All if None; other sources have no splits.
+            ``"train"``, ``"held-out"`` or ``"all"`` (also if None), fixed splits whatever the seed. Digits:
+            1,198 images for training, 599 held out. CIFAR-10: held out are the test images (``"test"``).
+            Shapes: there is no end to either, and None means ``"train"``. Others: see ``holdout``.
         values
             What numbers the source holds: ``"[-1,1]"``, ``"[0,1]"``, ``"[0,255]"``, or ``"any"`` to take them
             as they are (latents of autoencoders). If None, 8-bit pixels are 0 to 255 and floats -1 to 1.
         progress
             Called with (images read, images in all) while the images are read.
+        holdout
+            Number of images to hold out where the source itself has none held out: by default a sixth, at
+            most 10,000, chosen at random but always the same.
 
         Raises
         ------
@@ -149,38 +170,59 @@ class SampleSet:
         UsageError
             No such source, split or number of images.
         """
-        if isinstance(location, str) and location == "digits":
-            return cls._load_digits(n, seed, split or "all", values)
+        shapes = find_shapes(location)
+        if shapes is not None or location == "digits":
+            if values is not None or holdout is not None:
+                odd = "values" if values is not None else "held-out images"
+                leave = "values" if values is not None else "holdout"
+                raise UsageError(f"samples: the {odd} of {location} are known; leave {leave} out")
+            if shapes is not None:
+                return cls._load_shapes(shapes.part(split or "train"), n, seed)
+            return cls._load_digits(n, seed, split or "all")
         with warnings.catch_warnings():
             # Pillow's warning about absurd sizes must not be overlooked: it becomes one line of ours.
             warnings.filterwarnings("error", message=BOMB)
-            source = open_source(location, split)
+            source = open_source(location, split, holdout)
             pixels = Pixels(source.name, source.reader.dtype, values)
             key = derive(seed, "samples", "draw")
-            ids = _draw(source.stop - source.first, n, key, source.name, source.split) + source.first
+            ids = source.rows[draw_rows(len(source.rows), n, key, source.name, source.split)]
             labels = None if source.labels is None else source.labels[ids]
+            classes = 0 if source.labels is None else int(source.labels.max()) + 1
             images = LazyImages(source.reader, ids, pixels)
             images.hold(progress)
-            return cls(source.name, images, ids, labels, seed, None if images.held else progress)
+            told = None if images.held else progress
+            return cls(source.name, images, ids, labels, seed, told, classes=classes)
 
     @classmethod
-    def _load_digits(cls, n: int | None, seed: int, split: str, values: str | None) -> SampleSet:
+    def _load_shapes(cls, shapes: Shapes, n: int | None, seed: int) -> SampleSet:
+        ids = shapes.numbers(n)
+        factors = shapes.factors(ids)
+        images = LazyImages(shapes, ids, Pixels(shapes.name, shapes.dtype))
+        labels = factors["shape"]
+        return cls(shapes.name, images, ids, labels, seed, factors=factors, classes=shapes.classes)
+
+    @classmethod
+    def _load_digits(cls, n: int | None, seed: int, split: str) -> SampleSet:
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r} of digits: {choices_hint(split, SPLITS)}")
-        if values is not None:
-            raise UsageError("samples: the values of digits are known; leave values out")
         images, labels = _digits()
         ids = _digits_split(labels, split)
-        ids = ids[_draw(len(ids), n, derive(seed, "digits", "draw"), "digits", split)]
-        return cls(name="digits", images=images[ids], ids=ids, labels=labels[ids], seed=seed)
+        ids = ids[draw_rows(len(ids), n, derive(seed, "digits", "draw"), "digits", split)]
+        return cls("digits", images[ids], ids, labels[ids], seed, classes=10)
 
     @classmethod
     def from_arrays(
-        cls, images: NDArray[Any], labels: NDArray[Any] | None = None, seed: int = 0, name: str = "arrays"
+        cls,
+        images: NDArray[Any],
+        labels: NDArray[Any] | None = None,
+        seed: int = 0,
+        name: str = "arrays",
+        factors: Mapping[str, NDArray[Any]] | None = None,
     ) -> SampleSet:
-        """Wrap one's own images (N, ...), taken as they are, and integer labels (N,)."""
+        """Wrap one's own images (N, ...), taken as they are, integer labels (N,) and factors (N,) by name."""
         kept = None if labels is None else checked_labels(labels, len(images), "samples")
-        return cls(name, np.asarray(images, dtype=np.float32), np.arange(len(images)), kept, seed)
+        pixels = np.asarray(images, dtype=np.float32)
+        return cls(name, pixels, np.arange(len(images)), kept, seed, factors=factors)
 
     @classmethod
     def noise_only(
@@ -220,6 +262,13 @@ class SampleSet:
         """Shape of one image."""
         return tuple(self.images.shape[1:])
 
+    @property
+    def num_labels(self) -> int:
+        """Number of classes of the source, 0 without labels."""
+        if self.labels is None or not len(self.labels):
+            return self.classes
+        return max(self.classes, int(self.labels.max()) + 1)
+
     def noise(self, sigma: float, rows: Rows = slice(None)) -> NDArray[np.float32]:
         """Standard normal noise of the given rows at ``sigma``, (rows, *shape) float32."""
         return sample_noise(self.seed, self.ids[rows], sigma, self.shape)
@@ -233,7 +282,7 @@ class SampleSet:
         return np.asarray(np.float32(sigma) * self.noise(sigma, rows))
 
 
-def _draw(total: int, n: int | None, key: int, name: str, split: str) -> NDArray[np.int64]:
+def draw_rows(total: int, n: int | None, key: int, name: str, split: str) -> NDArray[np.int64]:
     """``n`` of the numbers below ``total``, ascending; all of them if ``n`` is None."""
     if n is None:
         return np.arange(total)
@@ -241,6 +290,22 @@ def _draw(total: int, n: int | None, key: int, name: str, split: str) -> NDArray
         where = f"{name} ({split})" if split else name
         raise UsageError(f"samples: {where} has {total} images, {n} asked for; ask for 1 to {total}")
     return np.sort(np.random.default_rng(key).choice(total, n, replace=False))
+
+
+def _checked_factors(
+    factors: Mapping[str, NDArray[Any]] | None, count: int
+) -> dict[str, NDArray[Any]] | None:
+    """Factors as a dictionary of (count,) numbers."""
+    if factors is None:
+        return None
+    found = {str(name): np.asarray(values) for name, values in factors.items()}
+    for name, values in found.items():
+        if values.shape != (count,) or values.dtype.kind not in "biuf":
+            raise UsageError(
+                f"samples: expected ({count},) numbers for the factor {name!r}, got {values.dtype} "
+                f"{values.shape}; give one number an image"
+            )
+    return found
 
 
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -233,7 +233,9 @@ def test_the_examples_of_the_page_on_samples_run(tmp_path, monkeypatch, rng):
     names = {"images": rng.uniform(-1, 1, (5, 3, 8, 8)), "labels": [0, 1, 2, 1, 0]}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
+    assert (len(names["train"]), len(names["held"])) == (16, 4)
+    assert len(names["shapes"].factors["size"]) == 100 and list(names["own"].factors) == ["age"]
     assert names["samples"].images.shape == (16, 3, 48, 40)
     assert names["small"].images.shape == (20, 3, 32, 32)
     assert names["latents"].images[:].max() > 5 and names["pictures"].images[:].max() == 1

@@ -51,9 +51,9 @@ def test_cifar_that_is_not_whole(tmp_path, refused, batches):
         (folder / name).write_bytes(data)
     refused(
         folder.name,
-        "unknown split 'held-out'",
-        "choose from train, test, all",
-        split="held-out",
+        "unknown split 'valid'",
+        "choose from train, test, all, held-out",
+        split="valid",
         error=UsageError,
     )
     (folder / "data_batch_3.bin").write_bytes(batches["data_batch_3.bin"][:-40])

@@ -68,7 +68,8 @@ def test_what_is_not_there_or_of_no_known_kind(tmp_path, refused, images):
     with pytest.raises(UsageError, match="the location is empty"):
         SampleSet.load("")
     np.save(tmp_path / "x.npy", images)
-    refused("x.npy", "has no splits, got 'test'; leave split out", split="test", error=UsageError)
+    said = "unknown split 'test' of x.npy: choose from all, train, held-out"
+    refused("x.npy", said, split="test", error=UsageError)
     refused("x.npy", "x.npy has 4 images, 5 asked for; ask for 1 to 4", n=5, error=UsageError)
     refused("x.npy", "4 images, 0 asked for", n=0, error=UsageError)
     with pytest.raises(UsageError, match=re.escape("unknown values '[0,2]': did you mean")):

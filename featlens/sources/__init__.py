@@ -1,6 +1,6 @@
-"""Where images come from: folders, zips, arrays, HDF5 and CIFAR-10, read when they are needed.
+"""Where images come from: folders, zips, arrays, HDF5, CIFAR-10, Hugging Face and drawn shapes.
 
-Everything here works without torch. Pillow and h5py are imported by the sources that need them.
+Everything here works without torch. Pillow, h5py and datasets are imported by the sources that need them.
 """
 
 from featlens.sources.lazy import LazyImages, NoImages

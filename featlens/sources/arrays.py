@@ -73,10 +73,10 @@ def layout_of(shape: tuple[int, ...], where: str) -> Layout:
 
 
 class _ArrayReader:
-    """Rows of an array that lies in a file."""
+    """Rows of an array that lies in a file; ``forwards`` where reaching one means reading those before it."""
 
-    def __init__(self, records: Records, layout: Layout) -> None:
-        self._records, self._layout = records, layout
+    def __init__(self, records: Records, layout: Layout, forwards: bool = False) -> None:
+        self._records, self._layout, self.forwards = records, layout, forwards
         self.shape: tuple[int, ...] = layout.shape
         self.dtype: np.dtype[Any] = records.dtype
 
@@ -128,7 +128,7 @@ def open_npy(path: Path) -> Source:
         offset, shape, dtype = _header(file, path.stat().st_size, str(path))
     layout = layout_of(shape, str(path))
     records = Records(Stream.plain(path), offset, shape[0], shape[1:], dtype)
-    return Source(path.name, _ArrayReader(records, layout), 0, shape[0])
+    return Source(path.name, _ArrayReader(records, layout))
 
 
 def check_member(info: zipfile.ZipInfo, where: str) -> None:
@@ -172,8 +172,9 @@ def open_npz(path: Path, key: str | None = None) -> Source:
         if labelled is not None:
             labels = _small(archive, names[labelled], shape[0], f"{where}:{labelled}")
     stream = Stream(partial(open_zip, path, names[chosen]), f"{where}:{chosen}", summed=True)
-    reader: Reader = _ArrayReader(Records(stream, offset, shape[0], shape[1:], dtype), layout)
-    return Source(path.name, reader, 0, shape[0], labels=labels)
+    records = Records(stream, offset, shape[0], shape[1:], dtype)
+    reader: Reader = _ArrayReader(records, layout, forwards=True)
+    return Source(path.name, reader, labels)
 
 
 def _member(archive: zipfile.ZipFile, name: str, where: str) -> tuple[int, tuple[int, ...], np.dtype[Any]]:

@@ -71,10 +71,16 @@ class _Batches:
 
 
 def open_cifar(path: Path, split: str | None) -> Source:
-    """CIFAR-10 of a folder or archive; numbers go through the training images, then the test images."""
+    """CIFAR-10 of a folder or archive; numbers go through the training images, then the test images.
+
+    ``"held-out"`` means the test images.
+    """
     split = split or "all"
+    split = "test" if split == "held-out" else split
     if split not in SPLITS:
-        raise UsageError(f"unknown split {split!r} of {path.name}: {choices_hint(split, SPLITS)}")
+        raise UsageError(
+            f"unknown split {split!r} of {path.name}: {choices_hint(split, (*SPLITS, 'held-out'))}"
+        )
     found = _unpacked(path) if path.is_dir() else _packed(path)
     missing = [name for name in BATCHES if name not in found]
     if missing:
@@ -84,7 +90,7 @@ def open_cifar(path: Path, split: str | None) -> Source:
     total = len(labels)
     trained = total - found[BATCHES[-1]][0].count
     first, stop = {"train": (0, trained), "test": (trained, total), "all": (0, total)}[split]
-    return Source(path.absolute().name, reader, first, stop, split, labels)
+    return Source(path.absolute().name, reader, labels, np.arange(first, stop), split)
 
 
 def _unpacked(path: Path) -> dict[str, tuple[Records, NDArray[np.uint8]]]:

@@ -87,7 +87,7 @@ def open_hdf5(path: Path, key: str | None = None) -> Source:
                 break
         chunk = data.chunks[0] if data.chunks else 1
         reader = _Dataset(path, chosen, layout, data.dtype, chunk)
-    return Source(path.name, reader, 0, layout.shape[0], labels=labels)
+    return Source(path.name, reader, labels)
 
 
 def _choose(file: Any, key: str | None, where: str) -> str:

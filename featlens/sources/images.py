@@ -146,7 +146,7 @@ def _source(files: _Files, names: list[str], path: Path, listed: bool, by_folder
     labels = _by_folder(names) if by_folder and not listed else None
     if listed:
         labels = _listed(files, names)
-    return Source(path.absolute().name, _Pictures(files, names), 0, len(names), labels=labels)
+    return Source(path.absolute().name, _Pictures(files, names), labels, names=names)
 
 
 def _by_folder(names: list[str]) -> NDArray[np.int64] | None:

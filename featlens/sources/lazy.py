@@ -102,6 +102,17 @@ class LazyImages(_Images):
         self._raw: NDArray[Any] | None = None
 
     @property
+    def recipe(self) -> bytes | None:
+        """What the pixels depend on besides their numbers, if they are drawn and not read."""
+        found: bytes | None = getattr(self._reader, "recipe", None)
+        return found
+
+    @property
+    def forwards(self) -> bool:
+        """Whether rows are only quick to read in their order, as in compressed files."""
+        return bool(getattr(self._reader, "forwards", False)) and not self.held
+
+    @property
     def held(self) -> bool:
         """Whether the raw pixels are in memory."""
         return self._raw is not None
@@ -125,11 +136,13 @@ class LazyImages(_Images):
         """Give back the file handle; it is opened again when needed."""
         self._reader.close()
 
+    def raw(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Stored numbers of the given rows, (len(rows), C, H, W)."""
+        return self._reader.read(self._ids[rows]) if self._raw is None else self._raw[rows]
+
     def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         out = np.empty((len(rows), *self.shape[1:]), dtype=np.float32)
         step = block_rows(self.shape)
         for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            raw = self._reader.read(self._ids[some]) if self._raw is None else self._raw[some]
-            out[start : start + step] = self.pixels.convert(raw)
+            out[start : start + step] = self.pixels.convert(self.raw(rows[start : start + step]))
         return out

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["ImageData", "TensorData", "as_data"]
+from featlens.errors import FeatlensError, UsageError
+from featlens.files import human_bytes
+from featlens.samples import Progress, SampleSet
+from featlens.sources import LazyImages
+
+__all__ = ["ImageData", "LazyData", "Prefetch", "TensorData", "as_data", "load_data", "require_labels"]
+
+HELD_BYTES = 2**30
+"""Images that take at most this much in float32 are held in memory."""
 
 
 class ImageData(Protocol):
     """Numbered images of one shape, in [-1, 1], with or without labels."""
 
     @property
+    def name(self) -> str:
+        """Where the images come from."""
+
+    @property
+    def digest(self) -> str:
+        """What the images are, 16 hex digits; empty where nobody knows."""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape (C, H, W) of one image."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 labels of all images, or None."""
 
     @property
     def num_labels(self) -> int:
@@ -30,10 +57,29 @@ class ImageData(Protocol):
 
 @dataclass(frozen=True)
 class TensorData:
-    """Images (N, C, H, W) and labels (N,) or None that are in memory, on any device."""
+    """Images (N, C, H, W) and labels (N,) or None that are in memory, on any device.
+
+    Attributes
+    ----------
+    images, labels
+        On the same device.
+    name, digest
+        Where they come from and what they are.
+    classes
+        Number of classes, where it is known; else that of the labels.
+
+    Examples
+    --------
+    >>> data = TensorData(torch.zeros(4, 1, 8, 8), torch.tensor([0, 2, 1, 0]))
+    >>> len(data), data.shape, data.num_labels, data.batch(torch.tensor([1, 2]))[1].tolist()
+    (4, (1, 8, 8), 3, [2, 1])
+    """
 
     images: Tensor
     labels: Tensor | None = None
+    name: str = "tensor"
+    digest: str = ""
+    classes: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +89,9 @@ class TensorData:
     @property
     def num_labels(self) -> int:
         """Number of classes, 0 without labels."""
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        if self.labels is None:
+            return 0
+        return self.classes or int(self.labels.max()) + 1
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,7 +101,234 @@ class TensorData:
         there = rows.to(self.images.device)
         return self.images[there], None if self.labels is None else self.labels[there]
 
+    def to(self, device: torch.device | str) -> TensorData:
+        """The same data on ``device``."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+
+@dataclass(frozen=True)
+class LazyData:
+    """Images that are read, or drawn, when a batch asks for them; memory does not grow with their number.
+
+    Attributes
+    ----------
+    samples
+        The images.
+    device
+        Where batches go.
+    """
+
+    samples: SampleSet
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def name(self) -> str:
+        """Where the images come from."""
+        return self.samples.name
+
+    @property
+    def digest(self) -> str:
+        """Digest of the sample set."""
+        return self.samples.digest
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of one image."""
+        return self.samples.shape
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 labels of all images, or None."""
+        found = self.samples.labels
+        return None if found is None else torch.from_numpy(found).to(self.device)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, 0 without labels."""
+        return self.samples.num_labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of the given rows, read now."""
+        chosen = rows.cpu().numpy()
+        images = torch.from_numpy(np.ascontiguousarray(self.samples.images[chosen]))
+        labels = None if self.samples.labels is None else torch.from_numpy(self.samples.labels[chosen])
+        return self._placed(images), None if labels is None else self._placed(labels)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def to(self, device: torch.device | str) -> LazyData:
+        """The same data, its batches on ``device``."""
+        return replace(self, device=torch.device(device))
+
+
+def load_data(
+    location: os.PathLike[str] | str,
+    split: str = "train",
+    n: int | None = None,
+    seed: int = 0,
+    values: str | None = None,
+    holdout: int | None = None,
+    progress: Progress | None = None,
+    hold: int = HELD_BYTES,
+) -> TensorData | LazyData:
+    """Images of a sample set for a training loop: in memory if they are small, else read batch by batch.
+
+    Parameters
+    ----------
+    location, split, n, seed, values, holdout, progress
+        As in :meth:`featlens.SampleSet.load`; every source has the splits ``"train"`` and ``"held-out"``.
+    hold
+        Bytes of float32 images that are held in memory, by default 1 GiB.
+
+    Returns
+    -------
+    TensorData or LazyData
+        On the CPU; ``.to(device)`` places it, or its batches.
+
+    Raises
+    ------
+    FeatlensError
+        Damaged, unequal, infinite or out-of-range images; an empty folder; too many images in a file that
+        can only be read forwards.
+    UsageError
+        No such source, split or number of images.
+
+    Examples
+    --------
+    >>> data = load_data("digits")
+    >>> len(data), data.shape, data.num_labels
+    (1198, (1, 8, 8), 10)
+    """
+    samples = SampleSet.load(location, n, seed, split, values, progress, holdout)
+    images = samples.images
+    size = 4 * math.prod(images.shape)
+    if size > hold:
+        if isinstance(images, LazyImages) and images.forwards:
+            raise FeatlensError(
+                f"data: {samples.name} holds {human_bytes(size)} of images and can only be read forwards, "
+                "training reads them in random order; save them as .npy, or as .h5 with chunks of few images"
+            )
+        return LazyData(samples)
+    labels = None if samples.labels is None else torch.from_numpy(samples.labels)
+    held = torch.from_numpy(np.ascontiguousarray(images[:]))
+    return TensorData(held, labels, samples.name, samples.digest, samples.num_labels)
+
 
 def as_data(images: ImageData | Tensor, labels: Tensor | None = None) -> ImageData:
-    """``images`` itself if it is data, a tensor wrapped with its labels."""
-    return TensorData(images, labels) if isinstance(images, Tensor) else images
+    """``images`` itself if it is data, a tensor wrapped with its labels.
+
+    Raises
+    ------
+    UsageError
+        No images, not finite, labels of another number, or labels beside data that brings its own.
+    """
+    if not isinstance(images, Tensor):
+        if labels is not None:
+            raise UsageError(f"data: {images.name} brings its own labels; give labels with tensors only")
+        return images
+    if images.ndim < 2 or not len(images):
+        raise UsageError(f"data: expected images (N, C, H, W), N at least 1, got {tuple(images.shape)}")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise UsageError(
+            f"data: {len(images)} images but labels of shape {tuple(labels.shape)}; give one label an image"
+        )
+    sound = torch.isfinite(images).flatten(1).all(dim=1)
+    if not bool(sound.all()):
+        row = int(torch.argmin(sound.to(torch.uint8)))
+        raise UsageError(f"data: image {row} holds NaN or infinite pixels; clean the data first")
+    return TensorData(images, labels)
+
+
+def require_labels(data: ImageData, classes: int, who: str) -> None:
+    """Check that ``data`` has labels for a network of ``classes`` classes, where it has any.
+
+    Raises
+    ------
+    UsageError
+        The data has no labels, or labels beyond the classes.
+    """
+    if not classes:
+        return
+    if data.labels is None:
+        raise UsageError(
+            f"{who}: expected labels of {classes} classes, but {data.name} has none; give labelled images, "
+            "or make the network unconditional (labels = 0)"
+        )
+    if data.num_labels > classes:
+        raise UsageError(
+            f"{who}: the network has {classes} classes, but {data.name} has labels up to "
+            f"{data.num_labels - 1}; set labels = {data.num_labels}"
+        )
+
+
+class Prefetch:
+    """Batches by the images seen so far, the next ones read in the background meanwhile.
+
+    What comes depends on ``rows_at`` alone; reading ahead changes when it is read, never what. Data that is
+    in memory is not read ahead. Use as a context, or :meth:`close` it.
+
+    Parameters
+    ----------
+    data
+        What is read.
+    rows_at
+        Row numbers of the batch that starts after a number of images, such as
+        :class:`~featlens_trainers.batches.Batches`.
+    step
+        Images from one batch to the next.
+    ahead
+        Number of batches that may wait in memory.
+
+    Examples
+    --------
+    >>> data = TensorData(torch.arange(6.0)[:, None])
+    >>> with Prefetch(data, lambda images: torch.arange(images, images + 2) % 6, step=2) as batches:
+    ...     batches(4)[0].flatten().tolist(), batches(6)[0].flatten().tolist()
+    ([4.0, 5.0], [0.0, 1.0])
+    """
+
+    def __init__(self, data: ImageData, rows_at: Callable[[int], Tensor], step: int, ahead: int = 2) -> None:
+        self.data, self._rows_at, self._step = data, rows_at, step
+        self._ahead = 0 if isinstance(data, TensorData) else ahead
+        self._waiting: dict[int, Future[tuple[Tensor, Tensor | None]]] = {}
+        self._readers: ThreadPoolExecutor | None = None
+
+    def __call__(self, images: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of the batch that starts after ``images`` images."""
+        if not self._ahead:
+            return self.data.batch(self._rows_at(images))
+        wanted = [images + self._step * k for k in range(1 + self._ahead)]
+        for start in [start for start in self._waiting if start not in wanted]:
+            self._waiting.pop(start).cancel()
+        for start in wanted:
+            if start not in self._waiting:
+                # Row numbers are asked for here, not in a reader: a shuffle is made once and in order.
+                self._waiting[start] = self._pool().submit(self.data.batch, self._rows_at(start))
+        return self._waiting.pop(images).result()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(self._ahead, thread_name_prefix="featlens-data")
+        return self._readers
+
+    def close(self) -> None:
+        """Forget what waits and end the readers."""
+        self._waiting.clear()
+        if self._readers is not None:
+            self._readers.shutdown(wait=True, cancel_futures=True)
+            self._readers = None
+
+    def __enter__(self) -> Prefetch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
