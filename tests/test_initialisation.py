@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from featlens.denoiser import EDMDenoiser
 from featlens.errors import FeatlensError, UsageError
+from featlens.seeds import derive
 from featlens_trainers import (
     InitSpec,
     OneStepGenerator,
@@ -19,7 +20,8 @@ from featlens_trainers import (
     start_teacher,
 )
 from featlens_trainers.initialisation import seeded
-from featlens_trainers.settings import INITIALISATIONS, RegressionConfig
+from featlens_trainers.settings import INITIALISATIONS, STUDY_INITIALISATIONS, RegressionConfig
+from featlens_trainers.settings.initialisation import TRAINED
 from featlens_trainers.teacher import regress_map
 
 CONFIG = UNetConfig(channels=8, labels=3, augment_labels=9)
@@ -39,16 +41,14 @@ def trained(seed: int, config: UNetConfig = CONFIG) -> EDMDenoiser:
 
 @pytest.fixture(scope="module")
 def sources() -> dict[str, Weights]:
-    return {
-        name: trained(seed).state_dict()
-        for seed, name in enumerate(("teacher", "single_sigma", "map_regressed"), start=100)
-    }
+    return {name: trained(seed).state_dict() for seed, name in enumerate(TRAINED, start=100)}
 
 
 def initialised(init: str, sources: dict[str, Weights], seed: int = 0) -> tuple[Weights, dict[str, str]]:
     student = build_denoiser(CONFIG, 0.5, seed)
-    origin = initialise_student(student, InitSpec(init), sources, seed)
-    return student.state_dict(), origin
+    manifest = initialise_student(student, InitSpec(init), sources, seed)
+    manifest.verify(student)
+    return student.state_dict(), manifest.origins()
 
 
 def same(first: Weights, second: Weights) -> set[str]:
@@ -73,7 +73,7 @@ MAP = {
 # --- student ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("init", ["teacher", "single_sigma", "map_regressed"])
+@pytest.mark.parametrize("init", sorted(set(TRAINED) - {"classifier_body"}))
 def test_whole_networks_are_taken_over_tensor_by_tensor(init: str, sources) -> None:
     weights, origin = initialised(init, sources)
     assert same(weights, sources[init]) == set(weights)
@@ -134,6 +134,31 @@ def test_permutations_depend_on_the_seed_and_differ_between_equal_tensors(source
     assert not torch.equal(permuted[twins[0]], permuted[twins[1]])
 
 
+def as_before_rules(init: str, sources: dict[str, Weights], seed: int) -> Weights:
+    """The six initialisations of the digits study as they were made before there were rules."""
+    own = build_denoiser(CONFIG, 0.5, seed).state_dict()
+    if init == "random":
+        return own
+    source = sources[init if init in ("single_sigma", "map_regressed") else "teacher"]
+    out = {}
+    for name, tensor in own.items():
+        if init == "features_only" and name in MAP:
+            out[name] = tensor
+        elif init == "prior_only":
+            numbers = torch.Generator().manual_seed(derive(seed, "permute", name))
+            order = torch.randperm(tensor.numel(), generator=numbers)
+            out[name] = source[name].flatten()[order].reshape(tensor.shape)
+        else:
+            out[name] = source[name]
+    return out
+
+
+@pytest.mark.parametrize("init", STUDY_INITIALISATIONS)
+def test_the_studys_initialisations_are_bit_for_bit_what_they_were(init: str, sources) -> None:
+    weights, _ = initialised(init, sources, seed=3)
+    assert same(weights, as_before_rules(init, sources, 3)) == set(weights)
+
+
 @pytest.mark.parametrize("init", INITIALISATIONS)
 def test_the_source_is_left_as_it_was_and_shares_no_memory(init: str, sources) -> None:
     before = {name: {key: t.clone() for key, t in held.items()} for name, held in sources.items()}
@@ -173,7 +198,7 @@ def ratio(config: UNetConfig = CONFIG, seed: int = 0) -> RatioNetwork:
 
 def test_ratio_network_takes_encoder_and_noise_embedding_from_the_teacher(sources) -> None:
     network = ratio()
-    origin = initialise_ratio(network, InitSpec("random", "teacher"), sources)
+    origin = initialise_ratio(network, InitSpec("random", "teacher"), sources).origins()
     for name, tensor in network.state_dict().items():
         if name.startswith("head"):
             assert origin[name] == "random"
@@ -186,7 +211,7 @@ def test_ratio_network_takes_encoder_and_noise_embedding_from_the_teacher(source
 
 def test_random_ratio_network_stays_as_it_was_drawn(sources) -> None:
     network = ratio()
-    origin = initialise_ratio(network, InitSpec("teacher", "random"), {})
+    origin = initialise_ratio(network, InitSpec("teacher", "random"), {}).origins()
     assert same(network.state_dict(), ratio().state_dict()) == set(network.state_dict())
     assert set(origin.values()) == {"random"}
 
@@ -194,16 +219,19 @@ def test_random_ratio_network_stays_as_it_was_drawn(sources) -> None:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("init", sorted(set(INITIALISATIONS) - {"random"}))
+NEEDY = sorted(set(INITIALISATIONS) - {"random", "random_no_zero"})
+
+
+@pytest.mark.parametrize("init", NEEDY)
 def test_a_missing_source_is_named(init: str) -> None:
-    wanted = init if init in ("single_sigma", "map_regressed") else "teacher"
+    wanted = init if init in TRAINED else "teacher"
     with pytest.raises(FeatlensError, match=f"weights of '{wanted}', which were not given"):
         initialised(init, {})
     with pytest.raises(FeatlensError, match="no teacher was given"):
         initialise_ratio(ratio(), InitSpec("random", "teacher"), {})
 
 
-@pytest.mark.parametrize("init", sorted(set(INITIALISATIONS) - {"random"}))
+@pytest.mark.parametrize("init", NEEDY)
 @pytest.mark.parametrize(
     ("other", "named"),
     [
@@ -214,7 +242,7 @@ def test_a_missing_source_is_named(init: str) -> None:
 )
 def test_another_architecture_is_refused_with_the_tensor(init: str, other: UNetConfig, named: str) -> None:
     weights = build_denoiser(other, 0.5, 0).state_dict()
-    sources = dict.fromkeys(("teacher", "single_sigma", "map_regressed"), weights)
+    sources = dict.fromkeys(TRAINED, weights)
     student = build_denoiser(CONFIG, 0.5, 0)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     with pytest.raises(FeatlensError, match="another architecture") as caught:
