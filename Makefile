@@ -10,7 +10,7 @@ STAMP_RUN := $(VENV)/.stamp-run
 STAMP_DEV := $(VENV)/.stamp-dev
 # Present while pip works: found at the start of a run, it says that an installation was cut short.
 BUSY := $(VENV)/.installing
-EXTRAS := dev,notebooks,docs,diffusers
+EXTRAS := dev,notebooks,docs,diffusers,trackers,hf
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle OpenMP threads must sleep: on shared cores spinning ones cost a factor of 2 to 5.

@@ -33,9 +33,10 @@ def load(location: str | Path, device: str = "cpu", **options: Any) -> Denoiser:
     Parameters
     ----------
     location
-        A run folder of ours (``runs/digits/teacher``) or one of its snapshots, a folder of diffusers,
-        ``python:module:function`` or ``python:./file.py:function`` for a function that returns a denoiser,
-        or ``adapter:...`` for any installed adapter. Options may follow, as in ``...:width=32,depth=2``.
+        A run folder of ours (``runs/digits/teacher``) or one of its snapshots, a ``.pkl`` of EDM, a folder
+        of diffusers, ``python:module:function`` or ``python:./file.py:function`` for a function that returns
+        a denoiser, or ``adapter:...`` for any installed adapter. Options may follow, as in
+        ``...:width=32,depth=2``.
     device
         Where its weights go.
     **options
@@ -99,7 +100,8 @@ def _recognised(text: str, device: str, options: dict[str, Any], adapters: dict[
 
 
 _EXPECTED = (
-    "expected a run folder with run.json, a folder of diffusers with config.json, or python:module:function"
+    "expected a run folder with run.json, a .pkl of EDM, a folder of diffusers with config.json, or "
+    "python:module:function"
 )
 
 

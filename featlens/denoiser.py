@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from featlens.errors import FeatlensError
+from featlens.errors import FeatlensError, UsageError
 
 __all__ = [
     "Denoiser",
@@ -71,13 +71,44 @@ def column(sigma: Tensor, like: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor | None, num_labels: int, batch: int, device: torch.device) -> Tensor | None:
-    """(B,) int64 -> (B, num_labels) float32; zeros where labels are absent; None for unconditional models."""
+    """(B,) int64 -> (B, num_labels) float32; None for unconditional models.
+
+    Rows of images without a label, -1, are zeros; all rows are where ``labels`` is None.
+
+    Raises
+    ------
+    UsageError
+        A label on the CPU is outside of -1 .. num_labels - 1.
+
+    Examples
+    --------
+    >>> one_hot(torch.tensor([1, -1]), 2, 2, torch.device("cpu")).tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
     if not num_labels:
         return None
     if labels is None:
         return torch.zeros(batch, num_labels, device=device)
-    hot: Tensor = nn.functional.one_hot(labels.to(device).long(), num_labels).float()
-    return hot
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        low, high = int(labels.min()), int(labels.max())
+        if low < -1 or high >= num_labels:
+            raise UsageError(
+                f"expected labels 0 to {num_labels - 1}, or -1 for none, got {low if low < -1 else high}; "
+                "map the labels of the data to these"
+            )
+    labels = labels.to(device).long()
+    # Comparing, and not indexing, keeps this free of branches on values.
+    return (labels[:, None] == torch.arange(num_labels, device=device)).float()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` in float32 at least."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _result_type(x: Tensor) -> torch.dtype:
+    """Type of x; of half precision under autocast, which chooses the types of layers itself, float32."""
+    return _wide(x[:0]).dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,22 @@ class Preconditioning:
     """Scalings of EDM (arXiv 2206.00364, table 1, last column), each (B,) -> (B,)."""
 
     sigma_data: float = 0.5
+
+    def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What a raw network is given: (B, ...) ``c_in x`` in the type of x, and (B,) ``c_noise``.
+
+        Half precision is scaled in float32; under autocast it stays in float32, and so does c_noise.
+        """
+        wide = _wide(x)
+        sigma = sigma.to(wide.dtype)
+        return (column(self.c_in(sigma), wide) * wide).to(_result_type(x)), self.c_noise(sigma)
+
+    def estimate(self, x: Tensor, sigma: Tensor, raw: Tensor) -> Tensor:
+        """Estimate of x0 from the raw network's output, (B, ...), of x's type; float32 under autocast."""
+        wide = _wide(x)
+        sigma = sigma.to(wide.dtype)
+        out = column(self.c_skip(sigma), wide) * wide + column(self.c_out(sigma), wide) * raw
+        return out.to(_result_type(x))
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """Weight of the noised image in the output."""
@@ -110,10 +157,13 @@ class Preconditioning:
 class EDMDenoiser(nn.Module):
     """Denoiser ``D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)`` (arXiv 2206.00364, equation 7).
 
+    The scalings are computed in float32 or better, under autocast too, where the estimate is float32.
+
     Parameters
     ----------
     network
-        Raw network F, called as ``network(x, c_noise, labels)`` with one-hot labels.
+        Raw network F, called as ``network(x, c_noise, labels)`` with one-hot labels, and with augmentation
+        labels as a fourth argument where they are given.
     sample_shape, num_labels, sigma_data
         As in :class:`Denoiser`.
     """
@@ -131,13 +181,22 @@ class EDMDenoiser(nn.Module):
         self.sigma_data = sigma_data
         self.scaling = Preconditioning(sigma_data)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) noised, (B,) sigma, (B,) labels -> (B, C, H, W) estimate of x0."""
-        sigma = sigma.to(x.dtype)
-        hot = one_hot(labels, self.num_labels, len(x), x.device)
-        raw = self.network(column(self.scaling.c_in(sigma), x) * x, self.scaling.c_noise(sigma), hot)
-        out: Tensor = column(self.scaling.c_skip(sigma), x) * x + column(self.scaling.c_out(sigma), x) * raw
-        return out
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Estimate of x0, (B, C, H, W), from noised images (B, C, H, W) at (B,) sigma.
+
+        ``labels`` are (B,) int64, -1 for none; ``augment_labels`` (B, A) say how images were augmented.
+        """
+        scaled, c_noise = self.scaling.inputs(x, sigma)
+        given = [scaled, c_noise, one_hot(labels, self.num_labels, len(x), x.device)]
+        if augment_labels is not None:
+            given.append(augment_labels)
+        return self.scaling.estimate(x, sigma, self.network(*given))
 
 
 def weights_digest(module: nn.Module) -> str:

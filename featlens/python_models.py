@@ -1,4 +1,4 @@
-"""Models by location from Python: ``python:module:function`` and ``python:./file.py:function``."""
+"""Functions by location from Python: ``python:module:function`` and ``python:./file.py:function``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from featlens.options import require_options
 if TYPE_CHECKING:
     from featlens.denoiser import Denoiser
 
-__all__ = ["load_python"]
+__all__ = ["PythonFunction", "load_python", "python_function"]
 
 _ATTRIBUTES = ("sample_shape", "num_labels", "sigma_data", "network")
 
@@ -36,6 +37,55 @@ def load_python(location: str, device: str, /, **options: Any) -> Denoiser | Non
     FeatlensError
         The module or the function raised an exception, or what came back is no denoiser.
     """
+    found = python_function(location, "a function that returns a denoiser")
+    if found is None:
+        return None
+    require_options(found.function, options, found.what)
+    return _denoiser(found(**options), found.what, device)
+
+
+@dataclass(frozen=True)
+class PythonFunction:
+    """A function of the user's: called like it, its exceptions come as one line that says where from.
+
+    Attributes
+    ----------
+    what
+        Beginning of messages, such as ``python:models:build``.
+    folder
+        Where modules that it imports are looked up first.
+    function
+        The function itself.
+    """
+
+    what: str
+    folder: Path
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """What the function returns."""
+        name = self.what.rpartition(":")[2]
+        with _found_first(self.folder), _explained(self.what, f"{name}()"):
+            return self.function(*arguments, **options)
+
+
+def python_function(location: str, expected: str = "a function") -> PythonFunction | None:
+    """The function of ``module:function`` or ``file.py:function``; None if that is not what is written.
+
+    Parameters
+    ----------
+    location
+        What follows ``python:``.
+    expected
+        What the function should be, for the message where it is something else.
+
+    Raises
+    ------
+    UsageError
+        No such module, file or function.
+    FeatlensError
+        The module raised an exception.
+    """
     module_name, _, attribute = location.rpartition(":")
     if not module_name or not attribute:
         return None
@@ -45,14 +95,11 @@ def load_python(location: str, device: str, /, **options: Any) -> Denoiser | Non
         raise UsageError(f"{what}: no file {module_name!r}; expected the path of a Python file")
     if path is None and ":" in module_name:
         return None
-    with _found_first(Path.cwd() if path is None else path.resolve().parent):
+    folder = Path.cwd() if path is None else path.resolve().parent
+    with _found_first(folder):
         with _explained(what, "importing it"):
             module = _imported(module_name, what) if path is None else _imported_file(path.resolve())
-        function = _attribute(module, attribute, what)
-        require_options(function, options, what)
-        with _explained(what, f"{attribute}()"):
-            model = function(**options)
-    return _denoiser(model, what, device)
+        return PythonFunction(what, folder, _attribute(module, attribute, what, expected))
 
 
 @contextlib.contextmanager
@@ -136,16 +183,14 @@ def _named_by_another(name: str, path: Path) -> bool:
         sys.path = kept
 
 
-def _attribute(module: ModuleType, attribute: str, what: str) -> Any:
+def _attribute(module: ModuleType, attribute: str, what: str, expected: str) -> Any:
     if not hasattr(module, attribute):
         known = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
         hint = choices_hint(attribute, known)
         raise UsageError(f"{what}: {module.__name__} has no {attribute!r}: {hint}")
     found = getattr(module, attribute)
     if not callable(found):
-        raise UsageError(
-            f"{what}: {attribute!r} is a {type(found).__name__}; expected a function that returns a denoiser"
-        )
+        raise UsageError(f"{what}: {attribute!r} is a {type(found).__name__}; expected {expected}")
     return found
 
 

@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from featlens import SampleSet
-from featlens.errors import FeatlensError
+from featlens.denoiser import weights_digest
+from featlens.errors import FeatlensError, UsageError
+from featlens.files import make_folder
 from featlens_trainers import StudyConfig, Training, UNetConfig, tasks
-from featlens_trainers.classifier import Classifier, features_of, start_classifier, train_classifier
+from featlens_trainers.classifier import (
+    Classifier,
+    accuracy_of,
+    features_of,
+    load_classifier,
+    save_classifier,
+    start_classifier,
+    train_classifier,
+)
 from featlens_trainers.initialisation import seeded
 from featlens_trainers.runs import Run, read_run
 from featlens_trainers.settings import ClassifierConfig
@@ -77,7 +87,7 @@ def test_it_learns_real_digits() -> None:
     training = start_classifier(made(features=32))
     images, labels = digits()
     config = ClassifierConfig(images=6_400, batch=32)
-    losses = [step.metrics["loss"] for step in train_classifier(training, images, labels, config, 0)]
+    losses = [step.metrics["loss"] for step in train_classifier(training, images, config, 0, labels)]
     held, truth = digits("held-out")
     classifier = training.networks["net"].eval()
     with torch.no_grad():
@@ -92,7 +102,8 @@ def test_training_sees_shifted_and_slightly_noisy_images() -> None:
     training.networks["net"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     one = torch.full((1, 1, 8, 8), -1.0)
     one[0, 0, 4, 4] = 1.0
-    list(train_classifier(training, one, torch.zeros(1, dtype=torch.long), ClassifierConfig(160, 2), 0))
+    labels = torch.zeros(1, dtype=torch.long)
+    list(train_classifier(training, one, ClassifierConfig(160, 2), 0, labels))
     peaks = {tuple(divmod(int(x.flatten().argmax()), 8)) for batch in seen for x in batch}
     assert peaks == {(4 + down, 4 + right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
     background = torch.cat([x.flatten().sort().values[:-1] for batch in seen for x in batch])
@@ -116,25 +127,93 @@ def test_labels_stay_with_their_images() -> None:
     training.optimizers["net"] = torch.optim.SGD(training.networks["net"].parameters(), lr=0.0)
     labels = torch.arange(10)
     coded = labels.float()[:, None, None, None].expand(10, 1, 3, 3).contiguous()
-    steps = list(train_classifier(training, coded, labels, ClassifierConfig(images=40, batch=5), 0))
+    steps = list(train_classifier(training, coded, ClassifierConfig(images=40, batch=5), 0, labels))
     assert all(step.metrics["loss"] < 1e-3 for step in steps)
     assert sorted(torch.cat(rows).tolist()) == sorted(list(range(10)) * 4)
 
 
-def test_images_that_are_not_finite_stop_training_with_the_place() -> None:
+def test_images_that_are_not_finite_are_named() -> None:
     images, labels = digits()
     images[5] = float("inf")
-    with pytest.raises(TrainingError, match="the classifier's loss became nan after"):
-        list(train_classifier(start_classifier(made()), images[:16], labels[:16], CONFIG, 0))
+    with pytest.raises(UsageError, match="image 5 holds NaN or infinite pixels"):
+        list(train_classifier(start_classifier(made()), images[:16], CONFIG, 0, labels[:16]))
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_the_place() -> None:
+    images, labels = digits()
+    training = start_classifier(made())
+    with torch.no_grad():
+        training.networks["net"].head.bias[0] = float("inf")
+    with pytest.raises(TrainingError, match="the classifier's loss became nan after 0 images"):
+        list(train_classifier(training, images, CONFIG, 0, labels))
+
+
+class Coloured:
+    """Data that is read batch by batch: three classes of colour images, four rows at most at a time."""
+
+    name, digest, shape, num_labels = "coloured", "", (3, 6, 6), 3
+
+    def __init__(self, count: int = 24) -> None:
+        self.labels = torch.arange(count) % 3
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        self.asked.append(len(rows))
+        images = torch.full((len(rows), *self.shape), -0.5)
+        images[torch.arange(len(rows)), self.labels[rows]] = 0.5
+        return images, self.labels[rows]
+
+
+def test_any_labelled_data_is_read_in_batches() -> None:
+    data = Coloured()
+    with seeded(0):
+        classifier = Classifier(3, 6, 3, 8)
+    training = start_classifier(classifier)
+    steps = list(train_classifier(training, data, ClassifierConfig(images=480, batch=4), 0))
+    assert set(data.asked) == {4} and len(steps) == 120
+    assert accuracy_of(classifier, data, batch=5) == 1.0
+    images = data.batch(torch.arange(len(data)))[0]
+    classifier.calibrate(data, batch=7)
+    whole = classifier.hidden(images).square().mean().rsqrt()
+    assert float(classifier.feature_scale) == pytest.approx(float(whole.detach()), rel=1e-6)
+    with seeded(0):
+        by_tensor = start_classifier(Classifier(3, 6, 3, 8))
+    list(train_classifier(by_tensor, images, ClassifierConfig(images=480, batch=4), 0, data.labels))
+    assert torch.equal(by_tensor.networks["net"].head.weight, classifier.head.weight)
+
+
+def test_data_that_does_not_fit_is_refused() -> None:
+    images, labels = digits()
+
+    def fit(classifier: Classifier, *data: Tensor) -> None:
+        list(train_classifier(start_classifier(classifier), data[0], CONFIG, 0, *data[1:]))
+
+    with pytest.raises(UsageError, match="needs labelled images"):
+        fit(made(), images)
+    with pytest.raises(UsageError, match=r"takes images of shape \(3, 8, 8\), the data has \(1, 8, 8\)"):
+        fit(Classifier(3, 8, 10, 8), images, labels)
+    with pytest.raises(UsageError, match="tells 4 classes apart, the data has 10"):
+        fit(Classifier(1, 8, 4, 8), images, labels)
+
+
+def test_a_classifier_is_stored_with_its_shape(tmp_path: Path) -> None:
+    classifier = Classifier(3, 6, 3, 8)
+    save_classifier(make_folder(tmp_path / "classifier") / "classifier.safetensors", classifier, data="mine")
+    again, about = load_classifier(tmp_path)
+    assert again.shape == classifier.shape and about["data"] == "mine"
+    assert weights_digest(again) == weights_digest(classifier)
 
 
 def test_classifier_resumes_bit_for_bit(tmp_path: Path) -> None:
     images, labels = digits()
     whole = start_classifier(made())
-    list(train_classifier(whole, images, labels, CONFIG, 0))
+    list(train_classifier(whole, images, CONFIG, 0, labels))
     with Run(tmp_path, "test", {}) as run:
         training = start_classifier(made())
-        steps = train_classifier(training, images, labels, CONFIG, 0)
+        steps = train_classifier(training, images, CONFIG, 0, labels)
         for step in run.drive(training, steps, CONFIG.images, save_every=10**9):
             if step.images == 32:
                 run.save(training)
@@ -142,7 +221,7 @@ def test_classifier_resumes_bit_for_bit(tmp_path: Path) -> None:
     again = start_classifier(made(5))
     with Run(tmp_path, "test", {}) as run:
         assert run.restore(again) == []
-        list(run.drive(again, train_classifier(again, images, labels, CONFIG, 0), CONFIG.images))
+        list(run.drive(again, train_classifier(again, images, CONFIG, 0, labels), CONFIG.images))
     first, second = whole.tensors(), again.tensors()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert again.images == CONFIG.images
@@ -155,22 +234,17 @@ def study() -> StudyConfig:
     return StudyConfig(network=UNetConfig(channels=8), classifier=ClassifierConfig(images=640, batch=64))
 
 
-def test_the_run_trains_on_training_images_and_stores_a_calibrated_classifier(tmp_path, monkeypatch) -> None:
-    given: list[Tensor] = []
-
-    def spy(training: Training, images: Tensor, labels: Tensor, *rest: object):
-        given.extend((images, labels))
-        return train_classifier(training, images, labels, *rest)
-
-    monkeypatch.setattr(tasks, "train_classifier", spy)
-    tasks.run_classifier(tmp_path, study(), "cpu")
+def test_the_run_trains_on_training_images_and_stores_a_calibrated_classifier(tmp_path: Path) -> None:
+    config = study()
+    tasks.run_classifier(tmp_path, config, "cpu")
     images, labels = digits()
-    assert torch.equal(given[0], images)
-    assert torch.equal(given[1], labels)
-    held = {image.tobytes() for image in digits("held-out")[0].numpy()}
-    assert not any(image.tobytes() in held for image in given[0].numpy())
+    with seeded(config.seed, "classifier"):
+        own = Classifier(1, 8, 10, config.classifier.features)
+    list(train_classifier(start_classifier(own), images, config.classifier, config.seed, labels))
+    own.calibrate(images)
     classifier, about = tasks.load_classifier(tmp_path, "cpu")
     assert about["data"] == "digits"
+    assert weights_digest(classifier) == weights_digest(own)
     assert np.square(features_of(classifier, images)).mean() == pytest.approx(1, rel=1e-4)
     record = read_run(tmp_path / "classifier")
     assert record["status"] == "done"

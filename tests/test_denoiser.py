@@ -174,6 +174,49 @@ def test_labels_reach_the_network_as_one_hot_rows() -> None:
     assert seen[2] is None
 
 
+def test_minus_one_is_a_row_without_a_label_and_other_strangers_are_refused() -> None:
+    cpu = torch.device("cpu")
+    assert one_hot(torch.tensor([-1, 2, 0]), 3, 3, cpu).tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    for label in (3, -2):
+        with pytest.raises(UsageError, match=f"expected labels 0 to 2, or -1 for none, got {label}; map"):
+            one_hot(torch.tensor([0, label]), 3, 2, cpu)
+
+
+def test_augmentation_labels_are_a_fourth_argument_where_they_are_given() -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, *told: Tensor | None) -> Tensor:
+            seen.append(told)
+            return x
+
+    x, how = torch.zeros(2, 1, 1, 1), torch.ones(2, 9)
+    EDMDenoiser(Spy(), (1, 1, 1))(x, torch.ones(2), None, how)
+    EDMDenoiser(Spy(), (1, 1, 1))(x, torch.ones(2))
+    assert seen[0][2] is how
+    assert [len(told) for told in seen] == [3, 2]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_scaled_in_float32(half: torch.dtype) -> None:
+    given = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+            given.append((x, c_noise))
+            return torch.ones_like(x)
+
+    denoiser, exact = EDMDenoiser(Spy(), (1, 2, 2)), EDMDenoiser(Constant(1.0), (1, 2, 2))
+    x, sigma = torch.randn(3, 1, 2, 2).to(half), torch.tensor([0.0123, 1.2345, 77.77])
+    out = denoiser(x, sigma)
+    assert out.dtype == given[0][0].dtype == half
+    assert torch.equal(out, exact(x.float(), sigma).to(half))
+    assert torch.equal(given[0][1], sigma.log() / 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(denoiser(x, sigma), exact(x.float(), sigma))
+        assert given[1][0].dtype == given[1][1].dtype == torch.float32
+
+
 def test_one_hot_and_column_shapes() -> None:
     assert one_hot(None, 0, 4, torch.device("cpu")) is None
     assert one_hot(torch.tensor([1]), 2, 1, torch.device("cpu")).dtype == torch.float32

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from featlens.errors import UsageError
 from featlens_trainers import (
     DIVERGENCES,
     DistillConfig,
@@ -17,62 +18,21 @@ from featlens_trainers import (
     RatioNetwork,
     Step,
     Training,
-    UNetConfig,
     build_denoiser,
     distill,
     distillation,
     start_distillation,
 )
-from featlens_trainers.directions import RatioDirection, ratio_loss
-from featlens_trainers.initialisation import seeded
+from featlens_trainers.directions import RatioDirection, make, ratio_loss
 from featlens_trainers.runs import Run
 from featlens_trainers.settings import NoiseConfig
 from featlens_trainers.training import TrainingError
-
-TINY = UNetConfig(4, channels=8, channel_mult=(1,), attention_resolutions=())
-CONFIG = DistillConfig(images=48, batch=8, lr=1e-3, ratio_lr=2e-3, ema_half_life=16, ema_ramp=0.5)
+from tests.distill_helpers import CONFIG, TINY, assert_equal, images, make_teacher, started, weights
 
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     torch.manual_seed(0)
-
-
-def images(count: int = 20) -> Tensor:
-    return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-
-
-def randomised(module: nn.Module, seed: int) -> None:
-    """Away from the almost-zero start, so that every gradient is of a size that can be compared."""
-    numbers = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=numbers)
-
-
-def started(config: DistillConfig = CONFIG, network: UNetConfig = TINY, plain_sgd: bool = False) -> Training:
-    student = build_denoiser(network, 0.5, 0)
-    with seeded(0, "ratio"):
-        ratio = RatioNetwork(network, 0.5)
-    randomised(student, 1)
-    randomised(ratio, 2)
-    training = start_distillation(student, ratio, config)
-    if plain_sgd:
-        training.optimizers = {
-            name: torch.optim.SGD(training.networks[name].parameters(), lr=1.0) for name in ("net", "ratio")
-        }
-    return training
-
-
-def assert_equal(first: Training, second: Training) -> None:
-    one, other = first.tensors(), second.tensors()
-    assert first.images == second.images
-    assert set(one) == set(other)
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def weights(training: Training, name: str) -> dict[str, Tensor]:
-    return {key: p.detach().clone() for key, p in training.networks[name].named_parameters()}
 
 
 # --- one step -----------------------------------------------------------------------------------------------
@@ -95,7 +55,7 @@ class Watched:
                 watched.directions.append((x.detach().clone(), sigma.clone(), out.clone()))
                 return out
 
-        monkeypatch.setattr(distillation, "RatioDirection", Spy)
+        monkeypatch.setattr(make, "RatioDirection", Spy)
         self.training.networks["net"].register_forward_hook(lambda _, inputs, out: self.fakes.append(out))
         self.training.networks["ratio"].register_forward_pre_hook(
             lambda _, inputs: self.ratio_calls.append((inputs[0].detach().clone(), inputs[1].clone()))
@@ -180,7 +140,7 @@ def test_each_network_gets_gradients_from_its_own_loss_only(monkeypatch) -> None
             gradients.append([p.grad.clone() for p in training.networks["ratio"].parameters()])
             return super().gradient(x, sigma, labels)
 
-    monkeypatch.setattr(distillation, "RatioDirection", Spy)
+    monkeypatch.setattr(make, "RatioDirection", Spy)
     for number, _ in enumerate(distill(training, images(), CONFIG, seed=0), start=1):
         assert counts == {"net": number, "ratio": number}
         after = weights(training, "ratio")
@@ -215,7 +175,7 @@ def test_settings_reach_the_optimisers() -> None:
     }
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", ["reverse_kl", "js", "forward_kl"])
 def test_a_random_student_moves_onto_the_data(divergence: str) -> None:
     config = DistillConfig(
         images=16 * 70, batch=16, divergence=divergence, lr=6e-3, ratio_lr=1.2e-2, ema_half_life=100
@@ -257,10 +217,37 @@ def test_labels_of_the_real_images_are_asked_of_the_student_and_told_to_the_rati
     assert torch.equal(asked["ratio"][1], rows)
 
 
-def test_images_that_are_not_finite_stop_training_with_the_place() -> None:
+@pytest.mark.parametrize(
+    ("broken", "what"), [("ratio", "the ratio network's loss"), ("net", "the ratio network's loss")]
+)
+def test_numbers_that_are_not_finite_stop_training_before_a_weight_moves(broken: str, what: str) -> None:
+    training = started()
+    with torch.no_grad():
+        next(training.networks[broken].parameters()).fill_(float("nan"))
+    before = weights(training, "ratio" if broken == "net" else "net")
+    with pytest.raises(TrainingError, match=f"{what} became nan after 0 images; lower the learning rate"):
+        list(distill(training, images(), CONFIG, seed=0))
+    after = weights(training, "ratio" if broken == "net" else "net")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_direction_that_is_not_finite_stops_before_the_generator_moves() -> None:
+    class Broken(RatioDirection):
+        def gradient(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return torch.full_like(x, float("inf"))
+
+    training = started()
+    before = weights(training, "net")
+    broken = Broken(training.networks["ratio"], DIVERGENCES["reverse_kl"])
+    with pytest.raises(TrainingError, match="the generator's gradient became"):
+        list(distill(training, images(), CONFIG, seed=0, direction=broken))
+    assert all(torch.equal(value, before[name]) for name, value in weights(training, "net").items())
+
+
+def test_images_that_are_not_finite_are_refused_by_number() -> None:
     data = images()
     data[3, 0, 0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="the ratio network's loss became nan after"):
+    with pytest.raises(UsageError, match="image 3 holds NaN"):
         list(distill(started(), data, CONFIG, seed=0))
 
 
@@ -286,14 +273,35 @@ def test_distillation_depends_on_its_seed_and_on_nothing_else(dropout: float) ->
     assert not torch.equal(weights(other, "net")[name], weights(trainings[0], "net")[name])
 
 
+RESUMED = {
+    "default": CONFIG,
+    "js": dataclasses.replace(CONFIG, divergence="js"),
+    "everything": dataclasses.replace(
+        CONFIG,
+        divergence="jeffreys",
+        critic_updates=2,
+        warmup=16,
+        ramp_images=40,
+        critic_noise=NoiseConfig("rho"),
+        ema_half_lives=(32,),
+        ema_powers=(0.1,),
+    ),
+    "diff_instruct": dataclasses.replace(CONFIG, direction="diff_instruct"),
+    "sid": dataclasses.replace(CONFIG, direction="sid"),
+    "dmd2": dataclasses.replace(CONFIG, direction="dmd2", critic_updates=3),
+}
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_distillation_resumes_bit_for_bit(tmp_path: Path, divergence: str, dropout: float) -> None:
-    config = dataclasses.replace(CONFIG, divergence=divergence)
+@pytest.mark.parametrize("name", RESUMED)
+def test_distillation_resumes_bit_for_bit(tmp_path: Path, name: str, dropout: float) -> None:
+    config = RESUMED[name]
     network = dataclasses.replace(TINY, dropout=dropout)
+    teacher = make_teacher(network)
+    critic = "ratio" if config.direction == "ratio" else "fake_score"
 
     def steps(training: Training) -> Iterator[Step]:
-        return distill(training, images(), config, seed=0)
+        return distill(training, images(), config, seed=0, teacher=teacher)
 
     whole = started(config, network)
     list(steps(whole))
@@ -305,7 +313,7 @@ def test_distillation_resumes_bit_for_bit(tmp_path: Path, divergence: str, dropo
                 break
     again = started(config, network)
     with torch.no_grad():
-        for parameter in again.networks["ratio"].parameters():
+        for parameter in again.networks[critic].parameters():
             parameter += 1.0
     with Run(tmp_path, "test", {}) as run:
         assert run.restore(again) == []

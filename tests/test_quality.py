@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featlens.errors import UsageError
+from featlens_trainers.evaluation import frechet, frechet_infinity, kernel, kernel_distance_blocks
 from featlens_trainers.quality import Quality, frechet_distance, kernel_distance, quality
 
 
@@ -105,6 +106,43 @@ def test_frechet_distance_in_float32_is_computed_in_float64(rng: np.random.Gener
     assert frechet_distance(x, y) == frechet_distance(x.astype(np.float64), y.astype(np.float64))
 
 
+def test_frechet_distance_with_an_outlier_and_features_of_very_different_scales(rng) -> None:
+    scales = 10.0 ** np.arange(-4, 5)
+    x, y = (exactly(shift * scales, np.diag(scale * scales**2), 200) for shift, scale in ((0, 1), (0.5, 4)))
+    expected = ((0.5**2 + (2 - 1) ** 2) * scales**2).sum()
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    far = np.vstack([x, 1e9 * np.ones((1, 9))])
+    assert frechet_distance(far, far) == pytest.approx(0, abs=1e-6 * np.trace(np.cov(far, rowvar=False)))
+
+
+def test_the_covariance_of_large_sets_is_summed_in_blocks(rng, monkeypatch) -> None:
+    x, y = correlated(rng, 101, 6, shift=1000.0), correlated(rng, 57, 6)
+    whole = frechet_distance(x, y)
+    monkeypatch.setattr(frechet, "AT_ONCE", 10)
+    monkeypatch.setattr(frechet, "block_rows", lambda columns: 7)
+    assert frechet_distance(x, y) == pytest.approx(whole, rel=1e-10)
+
+
+def test_extrapolation_takes_the_bias_away(rng) -> None:
+    d, shift = 8, 0.3
+    truth = d * shift**2
+    plain, endless, errors = [], [], []
+    for _ in range(30):
+        x, y = rng.normal(size=(200, d)), rng.normal(size=(150, d)) + shift
+        plain.append(frechet_distance(x, y))
+        found = frechet_infinity(x, y, points=9)
+        endless.append(found.value)
+        errors.append(found.error)
+    bias, left = np.mean(plain) - truth, np.mean(endless) - truth
+    assert bias > 4 * np.std(plain) / np.sqrt(30)
+    assert abs(left) < 0.4 * bias
+    assert min(errors) > 0
+    with pytest.raises(UsageError, match="at least 3 points"):
+        frechet_infinity(x, y, points=2)
+    with pytest.raises(UsageError, match="n, m >= 8"):
+        frechet_infinity(x[:7], y)
+
+
 # --- KID ----------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +167,49 @@ def test_kid_grows_with_the_gap_and_is_blind_to_rotation(rng: np.random.Generato
     assert values == sorted(values)
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     assert kernel_distance(x @ rotation, y @ rotation) == pytest.approx(kernel_distance(x, y), abs=1e-9)
+
+
+def test_kid_in_blocks_of_rows_is_the_same(rng, monkeypatch) -> None:
+    x, y = rng.normal(size=(23, 5)), rng.normal(size=(17, 5)) + 0.2
+    whole = kernel_distance(x, y)
+    monkeypatch.setattr(kernel, "block_rows", lambda columns: 4)
+    assert kernel_distance(x, y) == pytest.approx(whole, rel=1e-12)
+
+
+def test_kid_of_parts_is_that_of_their_rows(rng, monkeypatch) -> None:
+    monkeypatch.setattr(kernel, "block_rows", lambda columns: 5)
+    x, y = rng.normal(size=(12, 3)), rng.normal(size=(9, 3)) + 0.5
+    x_parts, y_parts = rng.random((6, 12)) < 0.5, rng.random((6, 9)) < 0.6
+    x_parts[:, :2] = y_parts[:, :2] = True
+    found = kernel.kernel_distance_parts(x, y, x_parts, y_parts)
+    wanted = [naive_kid(x[a], y[b]) for a, b in zip(x_parts, y_parts, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    x_parts[3] = False
+    with pytest.raises(UsageError, match="at least two rows"):
+        kernel.kernel_distance_parts(x, y, x_parts, y_parts)
+
+
+def test_blocks_are_disjoint_and_their_error_is_that_of_a_mean(rng) -> None:
+    values, errors = [], []
+    for seed in range(60):
+        x, y = rng.normal(size=(80, 4)), rng.normal(size=(100, 4)) + 0.4
+        found = kernel_distance_blocks(x, y, block=8, seed=seed)
+        assert (found.block, found.blocks) == (8, 10)
+        values.append(found.value)
+        errors.append(found.error)
+    whole = [kernel_distance(rng.normal(size=(80, 4)), rng.normal(size=(100, 4)) + 0.4) for _ in range(60)]
+    assert np.mean(values) == pytest.approx(np.mean(whole), abs=4 * np.std(values) / np.sqrt(60))
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.35)
+
+
+def test_the_size_of_blocks(rng) -> None:
+    x = rng.normal(size=(300, 2))
+    assert kernel_distance_blocks(x, x[:250]).block == 25
+    one = kernel_distance_blocks(x[:20], x[20:40], block=20)
+    assert one.value == pytest.approx(kernel_distance(x[:20], x[20:40])) and np.isnan(one.error)
+    for size in (1, 251):
+        with pytest.raises(UsageError, match=f"2 to 250 rows, got {size}"):
+            kernel_distance_blocks(x, x[:250], block=size)
 
 
 # --- both ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featlens_trainers import OneStepGenerator, heun_sample
+from featlens.errors import UsageError
+from featlens_trainers import OneStepGenerator, UNetConfig, build_denoiser, heun_sample
 from featlens_trainers.sampler import generate, latents, sigma_schedule
 
 
@@ -151,3 +152,54 @@ def test_generated_images_do_not_depend_on_the_batch(batch: int) -> None:
     assert sum(sizes) == 7
     more = generate(sampler, 9, (1, 2, 2), seed=1, batch=batch)
     assert torch.equal(more[:7], reference)
+
+
+# --- class labels, and networks -----------------------------------------------------------------------------
+
+
+class ClassDenoiser(nn.Module):
+    """Closed-form denoiser of data that is one value a class: the sampler must end there."""
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        return labels[:, None, None, None].to(x.dtype).expand_as(x)
+
+
+@pytest.mark.parametrize("batch", [2, 5, 100])
+def test_every_image_is_made_with_its_own_label_whatever_the_batch(batch: int) -> None:
+    labels = torch.tensor([3, 0, 2, 2, 1, 3, 0])
+
+    def sampler(z: Tensor, given: Tensor) -> Tensor:
+        return heun_sample(ClassDenoiser(), z, given, steps=5)
+
+    out = generate(sampler, 7, (1, 2, 2), seed=1, batch=batch, labels=labels)
+    torch.testing.assert_close(out, labels[:, None, None, None].float().expand(7, 1, 2, 2), atol=1e-4, rtol=0)
+
+
+def test_a_networks_images_do_not_depend_on_the_batch() -> None:
+    denoiser = build_denoiser(UNetConfig(8, channels=16, labels=3), 0.5, 0).eval()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def images(batch: int, count: int = 6) -> Tensor:
+        return generate(
+            lambda z, given: heun_sample(denoiser, z, given, steps=4),
+            count,
+            (1, 8, 8),
+            seed=3,
+            batch=batch,
+            labels=labels[:count],
+        )
+
+    torch.testing.assert_close(images(6), images(4), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(images(6)[:2], images(1, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"high": 0.001}, {"low": 0.0}])
+def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected at least one step and noise levels 0 < low < high"):
+        heun_sample(GaussianDenoiser(), Z, **wrong)
+
+
+def test_labels_that_are_too_few_are_refused() -> None:
+    with pytest.raises(UsageError, match="one label for each of 5 images, got 2"):
+        generate(lambda z, labels: z, 5, (1, 2, 2), seed=0, labels=torch.zeros(2).long())

@@ -12,14 +12,24 @@ import pytest
 import safetensors.torch
 import torch
 
-from featlens.denoiser import weights_digest
-from featlens.errors import FeatlensError
-from featlens_trainers import UNetConfig, build_denoiser
+from featlens.denoiser import EDMDenoiser, weights_digest
+from featlens.errors import FeatlensError, UsageError
+from featlens_trainers.networks import (
+    ADMConfig,
+    DiTConfig,
+    NetworkConfig,
+    RatioConfig,
+    UNetConfig,
+    build_denoiser,
+    build_ratio,
+)
 from featlens_trainers.snapshots import (
     load_denoiser,
+    load_ratio,
     load_weights,
     read_tensors,
     save_denoiser,
+    save_ratio,
     write_tensors,
 )
 
@@ -152,8 +162,108 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ({"weight": torch.ones(3, 2)}, "bias"),
         ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "extra": torch.ones(1)}, "extra"),
     ):
-        with pytest.raises(FeatlensError, match=f"1 tensors differ, first '{named}'"):
+        with pytest.raises(FeatlensError, match=f"here is .*: 1 of [23] tensors differ: '{named}' is"):
             load_weights(layer, change, "here")
+
+
+def test_another_architecture_is_said_with_the_shapes_of_the_first_three_tensors(snapshot: Path) -> None:
+    tensors, about = read_tensors(snapshot)
+    about["network"]["channels"] = 16
+    del tensors["network.map_label.weight"]
+    write_tensors(snapshot, tensors, about)
+    with pytest.raises(FeatlensError) as caught:
+        load_denoiser(snapshot)
+    message = str(caught.value)
+    assert message.startswith(f"{snapshot} is of another architecture: ")
+    assert "'network.map_label.weight' is missing there, (16, 2) here; " in message
+    assert "'network.map_layer0.weight' is (32, 8) there, (64, 16) here; ...; use the settings" in message
+    assert message.count(" there, ") == 3
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"kind": "vit"}}, "describes no network of this featlens: .*unknown network.kind 'vit'"),
+        ({"network": {"widht": 3}}, "describes no network of this featlens: .*unknown key 'network.widht'"),
+        ({"network": {"resolution": 7}}, "describes no network of this featlens: .*resolution 7"),
+        ({"network": 3}, "describes no network of this featlens: .*must be a table"),
+        ({"network": {"channels": 65_536}}, "is of another architecture"),
+        ({"sigma_data": "wide"}, "has sigma_data 'wide', expected a number above 0"),
+        ({"sigma_data": None}, "has sigma_data None, expected a number above 0"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused_before_memory_is_asked_for(
+    snapshot: Path, change: dict, message: str
+) -> None:
+    tensors, about = read_tensors(snapshot)
+    write_tensors(snapshot, tensors, {**about, **change})
+    with pytest.raises(FeatlensError, match=message) as caught:
+        load_denoiser(snapshot)
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+
+
+# --- kinds --------------------------------------------------------------------------------------------------
+
+KINDS = [
+    CONFIG,
+    ADMConfig(8, 1, 1, 8, (1, 2), 1, (4,), labels=2, channels_per_head=8),
+    DiTConfig(width=16, depth=3, heads=2, labels=2, augment_labels=9),
+]
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_denoisers_of_every_kind_come_back(tmp_path: Path, config: NetworkConfig) -> None:
+    original = build_denoiser(config, 0.75, 3).eval()
+    save_denoiser(tmp_path / "x.safetensors", original, sigma_init=2.5)
+    denoiser, about = load_denoiser(tmp_path / "x.safetensors")
+    assert about["network"]["kind"] == config.kind
+    assert denoiser.network.config == config
+    assert weights_digest(denoiser) == weights_digest(original)
+    x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])
+    assert torch.equal(denoiser(x, sigma, labels), original(x, sigma, labels))
+
+
+@pytest.mark.parametrize(
+    "settings", [RatioConfig(), RatioConfig(width=0.5), RatioConfig("fake_score", dropout=0.2)]
+)
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
+def test_ratio_networks_of_every_kind_come_back(
+    tmp_path: Path, config: NetworkConfig, settings: RatioConfig
+) -> None:
+    original = build_ratio(config, settings, 0.75).eval()
+    save_ratio(tmp_path / "x.safetensors", original, images=64)
+    ratio, about = load_ratio(tmp_path / "x.safetensors")
+    assert type(ratio) is type(original)
+    assert (ratio.config, ratio.sigma_data, about["images"]) == (original.config, 0.75, 64)
+    assert weights_digest(ratio) == weights_digest(original)
+    x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])
+    assert torch.equal(ratio(x, sigma, labels), original(x, sigma, labels))
+    with pytest.raises(FeatlensError, match="holds a 'ratio', expected a denoiser"):
+        load_denoiser(tmp_path / "x.safetensors")
+
+
+def test_a_ratio_network_of_a_kind_to_come_is_refused(tmp_path: Path) -> None:
+    save_ratio(tmp_path / "x.safetensors", build_ratio(CONFIG))
+    tensors, about = read_tensors(tmp_path / "x.safetensors")
+    write_tensors(tmp_path / "x.safetensors", tensors, {**about, "ratio": "of tomorrow"})
+    with pytest.raises(FeatlensError, match="of kind 'of tomorrow', expected one of encoder, fake_score"):
+        load_ratio(tmp_path / "x.safetensors")
+
+
+def test_a_snapshot_from_before_there_were_kinds_still_loads(snapshot: Path) -> None:
+    tensors, about = read_tensors(snapshot)
+    del about["network"]["kind"]
+    write_tensors(snapshot, tensors, about)
+    assert load_denoiser(snapshot)[0].network.config == CONFIG
+
+
+def test_a_foreign_network_has_no_snapshot(tmp_path: Path) -> None:
+    foreign = EDMDenoiser(torch.nn.Conv2d(1, 1, 1), (1, 8, 8))
+    with pytest.raises(UsageError, match=r"holds a network of featlens .*got a Conv2d; keep it"):
+        save_denoiser(tmp_path / "x.safetensors", foreign)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- writing ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from featlens.files import lock
 from featlens_trainers import Study, StudyConfig, resolve_study, tasks
 from featlens_trainers.results import summarise
 from featlens_trainers.runs import newest_snapshot, read_run, read_stats
-from featlens_trainers.settings import INITIALISATIONS, RATIO_INITIALISATIONS
+from featlens_trainers.settings import RATIO_INITIALISATIONS, STUDY_INITIALISATIONS
 from featlens_trainers.snapshots import load_denoiser
 
 SETTINGS = """
@@ -343,7 +343,7 @@ def test_every_initialisation_runs_with_both_starts_of_the_ratio_network(
         shutil.copytree(finished.folder / name, folder / name)
     config = dataclasses.replace(
         finished.config,
-        inits=INITIALISATIONS,
+        inits=STUDY_INITIALISATIONS,
         ratio_inits=RATIO_INITIALISATIONS,
         distill=dataclasses.replace(finished.config.distill, images=16),
         evaluation=dataclasses.replace(finished.config.evaluation, images=16, times=1),
@@ -363,16 +363,18 @@ def test_every_initialisation_runs_with_both_starts_of_the_ratio_network(
         assert ("teacher" in origins["ratio"]) == (spec.ratio == "teacher")
     # The student's start does not depend on the ratio network's, and all six differ.
     assert len(set(starts.values())) == 6
-    assert all(starts[init, "teacher"] == starts[init, "random"] for init in INITIALISATIONS)
+    assert all(starts[init, "teacher"] == starts[init, "random"] for init in STUDY_INITIALISATIONS)
     runs = {
         name: weights_digest(load_denoiser(newest_snapshot(folder / name))[0])
-        for name in INITIALISATIONS[2:4]
+        for name in STUDY_INITIALISATIONS[2:4]
     }
     assert {name: starts[name, "random"] for name in runs} == runs
 
 
 def test_jobs_wait_for_what_they_need_and_for_nothing_else(finished: Finished) -> None:
-    config = dataclasses.replace(finished.config, inits=INITIALISATIONS, ratio_inits=RATIO_INITIALISATIONS)
+    config = dataclasses.replace(
+        finished.config, inits=STUDY_INITIALISATIONS, ratio_inits=RATIO_INITIALISATIONS
+    )
     needs = {job.name: set(job.needs) for job in Study(Path("nowhere"), config).jobs()}
     assert needs["student-random-random-reverse_kl-s0"] == {"classifier"}
     assert needs["student-random-teacher-reverse_kl-s0"] == {"teacher"}

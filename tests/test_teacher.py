@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featlens import SampleSet
 from featlens.denoiser import EDMDenoiser
+from featlens.errors import FeatlensError
 from featlens_trainers import (
     StudyConfig,
     TeacherConfig,
@@ -21,8 +22,10 @@ from featlens_trainers import (
     tasks,
     train_teacher,
 )
+from featlens_trainers.data import ImageData
 from featlens_trainers.runs import Run
 from featlens_trainers.settings import ClassifierConfig, RegressionConfig
+from featlens_trainers.tasks import teacher as teacher_task
 from featlens_trainers.teacher import regress_map
 from featlens_trainers.training import TrainingError
 
@@ -45,6 +48,8 @@ def copy_of(training: Training) -> dict[str, Tensor]:
 
 def assert_equal(first: Training, second: Training) -> None:
     one, other = first.tensors(), second.tensors()
+    # What a run notes about its log is no part of the training.
+    one.pop("notes", None), other.pop("notes", None)
     assert first.images == second.images
     assert set(one) == set(other)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -132,26 +137,30 @@ def test_labels_stay_with_their_images() -> None:
     assert torch.equal(torch.cat(seen.labels), rows)
 
 
-@pytest.mark.parametrize("task", ["run_teacher", "run_single_sigma"])
-def test_held_out_images_never_reach_training(task: str, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["teacher", "single_sigma", "band_sigma"])
+def test_held_out_images_never_reach_training(name: str, tmp_path: Path, monkeypatch) -> None:
     class Reached(Exception):
         pass
 
-    given: list[Tensor] = []
+    given: list[ImageData] = []
 
-    def spy(training: Training, images: Tensor, *rest: object) -> None:
-        given.append(images)
+    def spy(training: Training, data: ImageData, *rest: object, **more: object) -> None:
+        given.append(data)
         raise Reached
 
-    monkeypatch.setattr(tasks, "train_teacher", spy)
+    monkeypatch.setattr(teacher_task, "train_teacher", spy)
     config = StudyConfig(network=UNetConfig(channels=8), classifier=ClassifierConfig(images=128))
     tasks.run_classifier(tmp_path, config, "cpu")
     with pytest.raises(Reached):
-        getattr(tasks, task)(tmp_path, config, "cpu")
+        if name == "teacher":
+            tasks.run_teacher(tmp_path, config, "cpu")
+        else:
+            tasks.run_control(tmp_path, config, "cpu", name)
     held, trained = SampleSet.load(split="held-out"), SampleSet.load(split="train")
-    assert torch.equal(given[0], torch.from_numpy(trained.images))
+    seen, _ = given[0].batch(torch.arange(len(given[0])))
+    assert torch.equal(seen, torch.from_numpy(trained.images))
     assert not set(held.ids.tolist()) & set(trained.ids.tolist())
-    rows = {image.tobytes() for image in given[0].numpy()}
+    rows = {image.tobytes() for image in seen.numpy()}
     assert not any(image.tobytes() in rows for image in held.images)
 
 
@@ -199,11 +208,19 @@ def test_a_trained_teacher_beats_the_best_linear_denoiser_on_data_with_structure
     assert error < 0.5 * 0.125
 
 
-def test_images_that_are_not_finite_stop_training_with_the_place() -> None:
+def test_images_that_are_not_finite_are_named_before_training() -> None:
     data = images()
     data[3, 0, 0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="the denoising loss became nan after"):
+    with pytest.raises(FeatlensError, match="image 3 holds NaN"):
         list(train_teacher(started(), data, TeacherConfig(images=40, batch=20), seed=0))
+
+
+def test_weights_that_diverged_stop_training_with_the_place() -> None:
+    training = started()
+    with torch.no_grad():
+        training.networks["net"].network.map_layer0.bias.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="loss became nan after 0 images; lower the learning rate"):
+        list(train_teacher(training, images(), CONFIG, seed=0))
 
 
 # --- randomness ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 
 from featlens.errors import FeatlensError
 from featlens_trainers.batches import Batches
-from featlens_trainers.ema import HalfLife, ema_copy
+from featlens_trainers.data import TensorData
+from featlens_trainers.ema import HalfLife, Power, ema_copy
+from featlens_trainers.engine import Engine
 from featlens_trainers.noise import lognormal_sigma
 from featlens_trainers.training import (
     Average,
@@ -25,6 +28,8 @@ from featlens_trainers.training import (
     seeded,
     set_learning_rate,
     stream,
+    update,
+    why_not_finite,
 )
 
 # --- random streams -----------------------------------------------------------------------------------------
@@ -140,6 +145,39 @@ def test_what_is_not_finite_stops_training_and_says_where(value: float) -> None:
     assert finite(torch.tensor(1.5), "the loss", 0) == 1.5
 
 
+def halves(weight: nn.Parameter, values: list[float]) -> Iterator[torch.Tensor]:
+    """One loss for each part of a batch, d loss / d weight = value."""
+    for value in values:
+        yield (weight * value).sum()
+
+
+def test_an_update_is_on_the_mean_over_the_parts_and_returns_it() -> None:
+    weight = nn.Parameter(torch.full((1,), 2.0))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    mean = update(Engine(accumulate=2), optimizer, halves(weight, [1.0, 4.0]), "the loss", 0)
+    assert mean == 5.0
+    assert weight.tolist() == [-0.5]
+
+
+def test_an_update_that_is_not_finite_moves_no_weight_and_gives_its_advice() -> None:
+    weight = nn.Parameter(torch.full((1,), 2.0))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    losses = halves(weight, [1.0, math.nan])
+    with pytest.raises(TrainingError, match=r"the loss became nan after 640 images; look at the data"):
+        update(Engine(accumulate=2), optimizer, losses, "the loss", 640, lambda: "look at the data")
+    assert weight.tolist() == [2.0]
+
+
+def test_images_that_are_not_finite_are_named() -> None:
+    images = torch.zeros(9, 1, 2, 2)
+    rows = torch.tensor([8, 3, 5])
+    assert why_not_finite(TensorData(images), rows) == "lower the learning rate"
+    images[3, 0, 1, 1] = math.nan
+    images[8, 0, 0, 0] = -math.inf
+    images[1] = math.nan  # not in this batch
+    assert why_not_finite(TensorData(images), rows).startswith("images 3, 8 of the data hold values that")
+
+
 # --- state --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +239,92 @@ def test_a_state_from_before_the_first_step_clears_the_optimisers_memory() -> No
     advance(used, 2)
     advance(fresh, 2)
     assert all(torch.equal(used.tensors()[name], tensor) for name, tensor in fresh.tensors().items())
+
+
+def several(seed: int) -> Training:
+    training = made(seed)
+    more = {"ema-50": HalfLife(50, 0.5), "ema-power0.1": Power(0.1)}
+    for name, profile in more.items():
+        training.networks[name] = ema_copy(training.networks["net"])
+        training.averages[name] = Average("net", profile)
+    return training
+
+
+def test_several_averages_and_notes_go_on_bit_for_bit() -> None:
+    whole, half, other = several(0), several(0), several(9)
+    for training, steps in ((whole, 6), (half, 2)):
+        for _ in range(steps):
+            advance(training, 1)
+            training.notes["seen"] = [*training.notes.get("seen", []), training.images * 0.1]
+    other.notes = {"stale": 1}
+    other.load_tensors({name: tensor.clone() for name, tensor in half.tensors().items()}, images=8)
+    assert other.notes == half.notes == {"seen": [0.4, 0.8]}
+    for _ in range(4):
+        advance(other, 1)
+        other.notes["seen"].append(other.images * 0.1)
+    assert other.notes == whole.notes
+    assert set(other.tensors()) == set(whole.tensors())
+    assert all(torch.equal(other.tensors()[name], value) for name, value in whole.tensors().items())
+    averages = [whole.networks[name].weight for name in whole.averages]
+    assert len(averages) == 3
+    assert not any(torch.equal(averages[i], averages[j]) for i in range(3) for j in range(i))
+
+
+def test_an_average_follows_the_network_that_is_there_now() -> None:
+    training = made(0)
+    advance(training, 1)
+    training.networks["net"] = ema_copy(made(5).networks["net"])
+    training.networks["ema"] = ema_copy(training.networks["net"])
+    with torch.no_grad():
+        training.networks["net"].weight += 1.0
+    before = training.networks["ema"].weight.clone()
+    training.advance(10**6)
+    torch.testing.assert_close(training.networks["ema"].weight, before + 1.0)
+
+
+def test_notes_hold_what_json_holds_and_a_state_without_notes_clears_them() -> None:
+    training, other = made(0), made(0)
+    training.notes = {"by bin": {"0": [1, 2.5, None, True]}, "name": "ünï", "third": 1 / 3}
+    other.load_tensors(training.tensors(), 0)
+    assert other.notes == training.notes
+    other.load_tensors(made(0).tensors(), 0)
+    assert other.notes == {}
+    assert "notes" not in made(0).tensors()
+
+
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff"])
+def test_notes_that_are_damaged_are_refused_and_change_nothing(text: bytes) -> None:
+    training = made(0)
+    training.notes = {"kept": 1}
+    tensors = made(1).tensors() | {"notes": torch.tensor(list(text), dtype=torch.uint8)}
+    before = {name: tensor.clone() for name, tensor in training.tensors().items()}
+    with pytest.raises(FeatlensError, match=r"notes of the state .*use an earlier state"):
+        training.load_tensors(tensors, 100)
+    assert training.notes == {"kept": 1}
+    assert all(torch.equal(training.tensors()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_refusal_lists_tensors_with_both_shapes() -> None:
+    with pytest.raises(FeatlensError) as caught:
+        made(0).load_tensors(made(0, width=4).tensors(), 0)
+    message = str(caught.value)
+    assert "net/net/weight (4, 2) there, (3, 2) here; net/net/bias (4,) there, (3,) here" in message
+    assert "\n" not in message
+
+
+def test_a_refusal_names_whole_networks_that_are_missing_or_too_many() -> None:
+    with pytest.raises(FeatlensError, match="network 'ema-50' is missing there") as caught:
+        several(0).load_tensors(made(0).tensors(), 0)
+    assert "ema-50/weight" not in str(caught.value)
+    with pytest.raises(FeatlensError, match=r"network 'ema-power0\.1' is only there"):
+        made(0).load_tensors(several(0).tensors(), 0)
+
+
+def test_many_differences_are_counted() -> None:
+    training = Training({"net": nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])})
+    other = Training({"net": nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)])})
+    with pytest.raises(FeatlensError, match=r"and 6 more; go on with the settings"):
+        training.load_tensors(other.tensors(), 0)
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "more"])

@@ -28,7 +28,7 @@ SUMMARIES = {
     "train": "train a teacher, or its single-noise-level control",
     "distill": "distil a one-step student from an initialisation",
     "sample": "draw images from a trained teacher or student",
-    "evaluate": "Frechet distance and KID of a run's images to held-out data",
+    "evaluate": "distances, precision, recall and coverage of generated images, with errors",
     "extract": "store the activations of a model in a feature file",
     "convert": "networks of EDM to runs of ours, runs to folders of diffusers and back",
     "merge": "make one feature file of the shards of several processes",

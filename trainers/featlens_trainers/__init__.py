@@ -9,35 +9,84 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featlens_trainers.directions import DIVERGENCES, Direction, Divergence, RatioDirection
+    from featlens_trainers.body import start_body, train_body
+    from featlens_trainers.data import ImageData, LazyData, Prefetch, TensorData, load_data
+    from featlens_trainers.directions import (
+        DIVERGENCES,
+        DiffInstruct,
+        Direction,
+        Divergence,
+        Noised,
+        RatioDirection,
+        SiD,
+        make_direction,
+    )
     from featlens_trainers.distillation import distill, start_distillation
-    from featlens_trainers.initialisation import build_denoiser, initialise_ratio, initialise_student
-    from featlens_trainers.networks import RatioNetwork, UNet, UNetConfig
+    from featlens_trainers.engine import Engine, make_engine, memory_advice
+    from featlens_trainers.initialisation import initialise_ratio, initialise_student
+    from featlens_trainers.networks import (
+        ADMConfig,
+        DiTConfig,
+        FakeScoreRatio,
+        RatioConfig,
+        RatioNetwork,
+        UNet,
+        UNetConfig,
+        build_denoiser,
+        build_network,
+        build_ratio,
+    )
     from featlens_trainers.presets import resolve_study
     from featlens_trainers.quality import frechet_distance, kernel_distance
     from featlens_trainers.sampler import OneStepGenerator, heun_sample
-    from featlens_trainers.settings import DistillConfig, InitSpec, StudyConfig, TeacherConfig
+    from featlens_trainers.settings import (
+        BodyConfig,
+        DistillConfig,
+        InitSpec,
+        NamedInit,
+        StudyConfig,
+        TeacherConfig,
+        parse_init,
+    )
     from featlens_trainers.study import Study
     from featlens_trainers.teacher import edm_loss, start_teacher, train_teacher
     from featlens_trainers.training import Step, Training
+    from featlens_trainers.weighting import WEIGHTINGS
 
 _HOME = {
+    "ADMConfig": "networks",
+    "BodyConfig": "settings",
     "DIVERGENCES": "directions",
+    "DiTConfig": "networks",
+    "DiffInstruct": "directions",
     "Direction": "directions",
     "DistillConfig": "settings",
     "Divergence": "directions",
+    "Engine": "engine",
+    "FakeScoreRatio": "networks",
+    "ImageData": "data",
     "InitSpec": "settings",
+    "LazyData": "data",
+    "NamedInit": "settings",
+    "Noised": "directions",
     "OneStepGenerator": "sampler",
+    "Prefetch": "data",
+    "RatioConfig": "networks",
     "RatioDirection": "directions",
     "RatioNetwork": "networks",
+    "SiD": "directions",
     "Step": "training",
     "Study": "study",
     "StudyConfig": "settings",
     "TeacherConfig": "settings",
+    "TensorData": "data",
     "Training": "training",
     "UNet": "networks",
     "UNetConfig": "networks",
-    "build_denoiser": "initialisation",
+    "WEIGHTINGS": "weighting",
+    "build_denoiser": "networks",
+    "build_network": "networks",
+    "build_ratio": "networks",
     "distill": "distillation",
     "edm_loss": "teacher",
     "frechet_distance": "quality",
@@ -45,29 +94,53 @@ _HOME = {
     "initialise_ratio": "initialisation",
     "initialise_student": "initialisation",
     "kernel_distance": "quality",
+    "load_data": "data",
+    "make_direction": "directions",
+    "make_engine": "engine",
+    "memory_advice": "engine",
+    "parse_init": "settings",
     "resolve_study": "presets",
+    "start_body": "body",
     "start_distillation": "distillation",
     "start_teacher": "teacher",
+    "train_body": "body",
     "train_teacher": "teacher",
 }
 
 __all__ = [
+    "ADMConfig",
+    "BodyConfig",
     "DIVERGENCES",
+    "DiTConfig",
+    "DiffInstruct",
     "Direction",
     "DistillConfig",
     "Divergence",
+    "Engine",
+    "FakeScoreRatio",
+    "ImageData",
     "InitSpec",
+    "LazyData",
+    "NamedInit",
+    "Noised",
     "OneStepGenerator",
+    "Prefetch",
+    "RatioConfig",
     "RatioDirection",
     "RatioNetwork",
+    "SiD",
     "Step",
     "Study",
     "StudyConfig",
     "TeacherConfig",
+    "TensorData",
     "Training",
     "UNet",
     "UNetConfig",
+    "WEIGHTINGS",
     "build_denoiser",
+    "build_network",
+    "build_ratio",
     "distill",
     "edm_loss",
     "frechet_distance",
@@ -75,9 +148,16 @@ __all__ = [
     "initialise_ratio",
     "initialise_student",
     "kernel_distance",
+    "load_data",
+    "make_direction",
+    "make_engine",
+    "memory_advice",
+    "parse_init",
     "resolve_study",
+    "start_body",
     "start_distillation",
     "start_teacher",
+    "train_body",
     "train_teacher",
 ]
 

@@ -1,10 +1,15 @@
-"""Adapter of our own runs for :func:`featlens.load`: a run folder, a snapshot folder or a snapshot file."""
+"""Adapter of our own networks for :func:`featlens.load`.
+
+A run folder, a snapshot folder or file, or a folder of diffusers that ``featlens convert`` wrote.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from featlens.denoiser import Denoiser
+from featlens_trainers.convert.folders import read_diffusers_folder
+from featlens_trainers.convert.names import is_ours
 from featlens_trainers.runs import newest_snapshot
 from featlens_trainers.snapshots import load_denoiser
 
@@ -23,6 +28,11 @@ def load_run(location: str, device: str) -> Denoiser | None:
         return _loaded(path / "ema.safetensors", device)
     if (path / "run.json").is_file():
         return _loaded(newest_snapshot(path), device)
+    if is_ours(path):
+        converted = read_diffusers_folder(path)
+        denoiser = converted.denoiser.to(device)
+        denoiser.sigma_init = converted.sigma_init
+        return denoiser
     return None
 
 

@@ -17,7 +17,7 @@ from featlens_trainers.initialisation import build_denoiser, student_seed
 from featlens_trainers.runs import Report, newest_snapshot
 from featlens_trainers.settings import StudyConfig
 from featlens_trainers.snapshots import load_denoiser
-from featlens_trainers.tasks import data_of
+from featlens_trainers.tasks import held_out_samples
 
 __all__ = ["analysis_paths", "run_analysis"]
 
@@ -44,7 +44,7 @@ def run_analysis(
     """
     settings = config.features
     denoiser = _network(study, config, device, name)
-    samples = data_of(config, "held-out")
+    samples = held_out_samples(config)
     paths = analysis_paths(study, name)
     make_folder(study / "features")
     key: dict[str, Any] = {

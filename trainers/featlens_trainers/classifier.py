@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +12,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featlens.errors import FeatlensError, UsageError
 from featlens_trainers.batches import Batches
+from featlens_trainers.data import ImageData, as_data
 from featlens_trainers.settings import ClassifierConfig
+from featlens_trainers.snapshots import load_weights, read_tensors, write_tensors
 from featlens_trainers.training import (
     Step,
     Training,
     finite,
     learning_rate,
     optimise,
+    seeded,
     set_learning_rate,
     stream,
 )
 
-__all__ = ["Classifier", "features_of", "start_classifier", "train_classifier"]
+__all__ = [
+    "Classifier",
+    "accuracy_of",
+    "features_of",
+    "load_classifier",
+    "save_classifier",
+    "start_classifier",
+    "train_classifier",
+]
 
 
 class Classifier(nn.Module):
@@ -32,6 +46,12 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, resolution: int, classes: int, features: int) -> None:
         super().__init__()
+        self.shape = {
+            "channels": channels,
+            "resolution": resolution,
+            "classes": classes,
+            "features": features,
+        }
         self.conv0 = nn.Conv2d(channels, 32, 3, padding=1)
         self.conv1 = nn.Conv2d(32, 32, 3, padding=1, stride=2)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
@@ -57,9 +77,16 @@ class Classifier(nn.Module):
         return out
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor) -> None:
-        """Set the feature scale on the training images (N, C, H, W)."""
-        self.feature_scale = self.hidden(images).square().mean().clamp_min(1e-12).rsqrt()
+    def calibrate(self, data: ImageData | Tensor, batch: int = 1000) -> None:
+        """Set the feature scale on the training images: (N, C, H, W) at once, or data read in batches."""
+        if isinstance(data, Tensor):
+            self.feature_scale = self.hidden(data).square().mean().clamp_min(1e-12).rsqrt()
+            return
+        total = torch.zeros((), dtype=torch.float64, device=self.feature_scale.device)
+        for rows in torch.split(torch.arange(len(data)), batch):
+            hidden = self.hidden(data.batch(rows)[0].to(total.device))
+            total += hidden.double().square().mean(1).sum()
+        self.feature_scale = (total / len(data)).clamp_min(1e-12).rsqrt().float()
 
 
 def start_classifier(classifier: Classifier) -> Training:
@@ -68,17 +95,37 @@ def start_classifier(classifier: Classifier) -> Training:
 
 
 def train_classifier(
-    training: Training, images: Tensor, labels: Tensor, config: ClassifierConfig, seed: int
+    training: Training,
+    data: ImageData | Tensor,
+    config: ClassifierConfig,
+    seed: int,
+    labels: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Train in place with cross-entropy, random shifts of up to one pixel and a little noise."""
+    """Train in place with cross-entropy, random shifts of up to one pixel and a little noise.
+
+    Parameters
+    ----------
+    training
+        From :func:`start_classifier`.
+    data
+        Labelled images in [-1, 1], or a tensor (N, C, H, W) of them with ``labels`` (N,).
+    config, seed
+        Length and learning rate; seed of the order, shifts and noise.
+    labels
+        (N,) int64 where ``data`` is a tensor.
+    """
     classifier, optimizer = training.networks["net"], training.optimizers["net"]
+    data = as_data(data, labels)
+    _require_fit(classifier, data)
+    device = next(classifier.parameters()).device
     classifier.train()
-    batches = Batches(len(images), config.batch, seed)
+    batches = Batches(len(data), config.batch, seed)
     while training.images < config.images:
-        rows = batches(training.images).to(images.device)
+        images, truth = data.batch(batches(training.images))
+        assert truth is not None
         numbers = stream(seed, "classifier", training.images)
-        x = _augmented(images[rows], numbers)
-        loss = functional.cross_entropy(classifier(x), labels[rows])
+        x = _augmented(images.to(device), numbers)
+        loss = functional.cross_entropy(classifier(x), truth.to(device))
         value = finite(loss.detach(), "the classifier's loss", training.images)
         set_learning_rate(
             optimizer,
@@ -87,6 +134,29 @@ def train_classifier(
         optimise(optimizer, loss)
         training.count(config.batch)
         yield Step(training.images, {"loss": value})
+
+
+def _require_fit(classifier: nn.Module, data: ImageData) -> None:
+    """Refuse images without labels, of another shape, or of more classes than there are logits."""
+    if not data.num_labels:
+        raise UsageError(
+            "the quality classifier needs labelled images, these have no labels; give labels, or measure "
+            "quality in features of your own with featlens evaluate --extractor"
+        )
+    if not isinstance(classifier, Classifier):
+        return
+    size, classes = classifier.shape["resolution"], classifier.shape["classes"]
+    wanted = (classifier.shape["channels"], size, size)
+    if tuple(data.shape) != wanted:
+        raise UsageError(
+            f"the classifier takes images of shape {wanted}, the data has {tuple(data.shape)}; "
+            "build it for the data"
+        )
+    if data.num_labels > classes:
+        raise UsageError(
+            f"the classifier tells {classes} classes apart, the data has {data.num_labels}; "
+            "build it with as many classes"
+        )
 
 
 def _augmented(x: Tensor, numbers: torch.Generator) -> Tensor:
@@ -104,3 +174,40 @@ def features_of(classifier: Classifier, images: Tensor, batch: int = 500) -> NDA
     classifier.eval()
     parts = [classifier.features(part.to(device)).cpu() for part in torch.split(images, batch)]
     return np.asarray(torch.cat(parts).double().numpy())
+
+
+@torch.no_grad()
+def accuracy_of(classifier: Classifier, data: ImageData, batch: int = 500) -> float:
+    """Share of labelled images whose class the classifier names, read in batches."""
+    device = next(classifier.parameters()).device
+    classifier.eval()
+    right = 0
+    for rows in torch.split(torch.arange(len(data)), batch):
+        images, truth = data.batch(rows)
+        assert truth is not None
+        right += int((classifier(images.to(device)).argmax(1) == truth.to(device)).sum())
+    return right / len(data)
+
+
+def save_classifier(path: Path, classifier: Classifier, **about: Any) -> None:
+    """Write the classifier with its shape; ``about`` adds facts such as the data that it was trained on."""
+    write_tensors(path, classifier.state_dict(), {"kind": "classifier", **about, **classifier.shape})
+
+
+def load_classifier(study: Path, device: str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+    """The classifier stored in a study's folder, in evaluation mode, and the facts stored with it."""
+    path = study / "classifier" / "classifier.safetensors"
+    if not path.exists():
+        raise FeatlensError(
+            f"{study} holds no classifier to measure quality with; "
+            "run 'featlens study' or 'featlens train' there, or give features with --extractor"
+        )
+    tensors, about = read_tensors(path)
+    if about.get("kind") != "classifier":
+        raise FeatlensError(f"{path} holds a {about.get('kind')!r}, expected a classifier")
+    with seeded(0):
+        classifier = Classifier(
+            **{key: int(about[key]) for key in ("channels", "resolution", "classes", "features")}
+        )
+    load_weights(classifier, tensors, path)
+    return classifier.to(device).eval(), about

@@ -25,12 +25,11 @@ __all__ = ["as_json_text", "collect", "summarise", "write_results"]
 def collect(study: Path, config: StudyConfig, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Everything measured so far; students that are not done are listed with their status."""
     from featlens_trainers.study import Study
+    from featlens_trainers.tasks import CONTROLS
 
     students = [_student(study, spec) for spec in Study(study, config).students()]
     features, unreadable = _features(study, config)
-    controls = {
-        name: read_run(study / name) for name in ("classifier", "teacher", "single_sigma", "map_regressed")
-    }
+    controls = {name: read_run(study / name) for name in ("classifier", "teacher", *CONTROLS)}
     records = [record for record in controls.values() if record]
     records += [
         record for record in map(read_run, (study / student["name"] for student in students)) if record

@@ -23,7 +23,10 @@ from featlens._version import __version__
 from featlens.errors import FeatlensError, UsageError
 from featlens.files import explain_os_error, lock, make_folder, write_text
 from featlens_trainers.config import config_difference
+from featlens_trainers.engine import Engine, memory_advice
 from featlens_trainers.snapshots import read_tensors, write_tensors
+from featlens_trainers.stopping import Stopped, requested, running_loop
+from featlens_trainers.trackers import Trackers, trackers_of
 from featlens_trainers.training import Step, Training
 
 __all__ = ["Report", "Run", "versions"]
@@ -52,21 +55,33 @@ def versions() -> dict[str, str]:
 
 
 class Run:
-    """One training run in its folder; use as a context manager, which holds the folder's lock."""
+    """One training run in its folder; use as a context manager, which holds the folder's lock.
 
-    def __init__(self, folder: os.PathLike[str] | str, kind: str, config: Mapping[str, Any]) -> None:
+    Where several processes train together, each has the run open, and the main one alone locks and writes.
+    """
+
+    def __init__(
+        self,
+        folder: os.PathLike[str] | str,
+        kind: str,
+        config: Mapping[str, Any],
+        engine: Engine | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.kind = kind
+        self.engine = engine or Engine()
         # A round trip through JSON, so that what was read compares equal with what was asked for.
         self.config: dict[str, Any] = json.loads(json.dumps(dict(config)))
         self._stack = contextlib.ExitStack()
+        self._trackers: Trackers | None = None
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
-        make_folder(self.folder)
-        self._lock()
+        if self.engine.main:
+            make_folder(self.folder)
+            self._lock()
         try:
             there = read_run(self.folder)
             if there is not None:
@@ -76,6 +91,9 @@ class Run:
                 self.status = str(there.get("status", "running"))
             else:
                 self.status = "running"
+            # No process goes on, and so none writes, before all have read what is there.
+            self.engine.wait()
+            if there is None:
                 self.write()
         except BaseException:
             self._stack.close()
@@ -123,6 +141,8 @@ class Run:
 
     def write(self) -> None:
         """Write ``run.json``."""
+        if not self.engine.main:
+            return
         record = {
             "format": FORMAT,
             "version": 1,
@@ -140,28 +160,39 @@ class Run:
         self.info |= info
         self.status = "done"
         self.write()
-        for state in self._states():
+        for state in self._states() if self.engine.main else ():
             state.unlink(missing_ok=True)
 
     def log(self, images: int, **values: Any) -> None:
-        """Append one line to ``stats.jsonl``."""
+        """Append one line to ``stats.jsonl``, and hand it to the trackers."""
+        if not self.engine.main:
+            return
         try:
             with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"images": images, **values}) + "\n")
         except OSError as error:
             raise explain_os_error(error, self.folder / "stats.jsonl") from error
+        if self._trackers is not None:
+            self._trackers.log(images, values)
 
-    def snapshot_path(self, images: int) -> Path:
+    def keep_json(self, name: str, content: Any) -> None:
+        """Write a JSON file into the run's folder."""
+        if self.engine.main:
+            write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
+
+    def snapshot_path(self, images: int, name: str = "ema") -> Path:
         """Path of the averaged network after ``images`` images; its folder exists."""
-        return make_folder(self.folder / "snapshots" / f"img-{images:08d}") / "ema.safetensors"
+        return make_folder(self.folder / "snapshots" / f"img-{images:08d}") / f"{name}.safetensors"
 
     def save(self, training: Training) -> None:
         """Save the state to go on from; the one before it is kept as well."""
+        if not self.engine.main:
+            return
         folder = make_folder(self.folder / "state")
         write_tensors(
             folder / f"img-{training.images:08d}.safetensors",
             training.tensors(),
-            {"kind": "state", "images": training.images},
+            {"kind": "state", "images": training.images, "notes": training.notes},
         )
         for old in self._states()[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
@@ -175,15 +206,27 @@ class Run:
             try:
                 tensors, about = read_tensors(path)
                 training.load_tensors(tensors, int(about["images"]))
+                training.notes = dict(about.get("notes", {}))
                 valid = training.images
                 break
             except (FeatlensError, RuntimeError, KeyError) as error:
                 remarks.append(
                     f"{path.name} cannot be used ({' '.join(str(error).split())[:120]}); going back one state"
                 )
-        for remark in remarks:
-            _log.warning("%s: %s", self.folder, remark)
-        self._cut_stats(valid)
+        if self.engine.any(training.images != self.engine.tell(training.images)):
+            raise FeatlensError(
+                f"{self.folder}: the processes found different states; they need one folder that all can see"
+            )
+        # All have read before the main process writes the first state of this session.
+        self.engine.synchronise(*training.networks.values())
+        self.engine.wait()
+        if self.engine.main:
+            for remark in remarks:
+                _log.warning("%s: %s", self.folder, remark)
+            self._cut_stats(valid)
+        self._trackers = self._stack.enter_context(
+            trackers_of(self.engine, self.folder, self.config, training.images)
+        )
         return remarks
 
     def _states(self) -> list[Path]:
@@ -201,22 +244,50 @@ class Run:
         steps: Iterator[Step],
         total: int,
         report: Report | None = None,
-        save_every: int = 12_800,
-        log_every: int = 3_200,
+        save_every: int | None = None,
+        log_every: int | None = None,
+        batch: int = 1,
     ) -> Iterator[Step]:
-        """Pass on the steps of a loop; log means, report progress and save the state on the way."""
-        sums: dict[str, list[float]] = {}
-        for step in steps:
-            for name, value in step.metrics.items():
-                sums.setdefault(name, []).append(value)
-            if crossed(step.images, log_every, training) or step.images >= total:
-                self.log(step.images, **{name: sum(values) / len(values) for name, values in sums.items()})
-                sums.clear()
-            if report is not None:
-                report(step.images, total, "")
-            yield step
-            if crossed(step.images, save_every, training) and step.images < total:
-                self.save(training)
+        """Pass on the steps of a loop; log means, report progress and save the state on the way.
+
+        Saves every 12,800 images and logs every 3,200, or 200 and 2,000 times in all where that is less
+        often. SIGTERM (see :func:`featlens_trainers.stopping.stoppable`) saves and ends with
+        :class:`~featlens_trainers.stopping.Stopped`. Where memory runs out with ``batch`` images, the error
+        says what to change.
+        """
+        save_every = save_every or max(12_800, total // 200)
+        log_every = log_every or max(3_200, total // 2000)
+        # Kept with the state: who goes on between two log points logs the mean of all that was between.
+        sums: dict[str, list[float]] = training.notes.setdefault("since log", {})
+        with running_loop():
+            for step in _advised(steps, batch, self.engine):
+                for name, value in step.metrics.items():
+                    sums.setdefault(name, []).append(value)
+                if crossed(step.images, log_every, training) or step.images >= total:
+                    self.log(step.images, **{name: sum(many) / len(many) for name, many in sums.items()})
+                    sums.clear()
+                if report is not None:
+                    report(step.images, total, "")
+                yield step
+                stop = self.engine.any(requested()) and step.images < total
+                if stop or (crossed(step.images, save_every, training) and step.images < total):
+                    self.save(training)
+                if stop:
+                    raise Stopped(
+                        f"stopped after {step.images:,} of {total:,} images, the state is saved; "
+                        "run the same command again to continue"
+                    )
+
+
+def _advised(steps: Iterator[Step], batch: int, engine: Engine) -> Iterator[Step]:
+    """The steps; where memory runs out in one of ``batch`` images, advice which knob to turn."""
+    while True:
+        with memory_advice(batch, engine):
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
 
 
 def crossed(images: int, every: int, training: Training) -> bool:

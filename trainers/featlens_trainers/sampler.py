@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featlens.errors import UsageError
 from featlens.seeds import sample_noise
 
 __all__ = ["OneStepGenerator", "generate", "heun_sample", "latents", "sigma_schedule"]
@@ -23,7 +24,12 @@ def sigma_schedule(steps: int, low: float = 0.002, high: float = 80.0, rho: floa
 
 @torch.no_grad()
 def heun_sample(
-    denoiser: nn.Module, z: Tensor, labels: Tensor | None = None, steps: int = 18, high: float = 80.0
+    denoiser: nn.Module,
+    z: Tensor,
+    labels: Tensor | None = None,
+    steps: int = 18,
+    high: float = 80.0,
+    low: float = 0.002,
 ) -> Tensor:
     """Images by Heun's second-order method (arXiv 2206.00364, algorithm 1), 2 steps - 1 evaluations.
 
@@ -35,10 +41,22 @@ def heun_sample(
         (B, C, H, W) standard normal.
     labels
         (B,) int64 for a conditional denoiser.
-    steps, high
-        Number of steps and the first noise level.
+    steps, high, low
+        Number of steps, the first noise level, and the last one above 0.
+
+    Examples
+    --------
+    Of a denoiser whose answer is always 0, all that is left is 0:
+
+    >>> heun_sample(lambda x, sigma, labels: 0 * x, torch.ones(1, 1, 2, 2), steps=3).abs().max().item()
+    0.0
     """
-    levels: list[float] = sigma_schedule(steps, high=high).tolist()
+    if steps < 1 or not 0 < low < high:
+        raise UsageError(
+            f"sampling: expected at least one step and noise levels 0 < low < high, got steps = {steps}, "
+            f"low = {low}, high = {high}"
+        )
+    levels: list[float] = sigma_schedule(steps, low, high).tolist()
     x = z * levels[0]
 
     def slope(at: Tensor, level: float) -> Tensor:
@@ -72,26 +90,34 @@ def latents(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Tensor
 
 
 def generate(
-    sampler: Callable[[Tensor], Tensor],
+    sampler: Callable[..., Tensor],
     count: int,
     shape: tuple[int, ...],
     seed: int,
     batch: int = 250,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """Apply ``sampler(z)`` to ``count`` seeded latents, (count, *shape) on the CPU."""
-    return torch.cat(list(_batches(sampler, count, shape, seed, batch, device)))
+    """Images (count, *shape) on the CPU: ``sampler(z)`` of ``count`` seeded latents, batch by batch.
+
+    With ``labels`` (count,) int64 it is ``sampler(z, labels)`` of each batch's own.
+    """
+    if labels is not None and len(labels) != count:
+        raise UsageError(f"sampling: expected one label for each of {count} images, got {len(labels)}")
+    return torch.cat(list(_batches(sampler, count, shape, seed, batch, device, labels)))
 
 
 @torch.no_grad()
 def _batches(
-    sampler: Callable[[Tensor], Tensor],
+    sampler: Callable[..., Tensor],
     count: int,
     shape: tuple[int, ...],
     seed: int,
     batch: int,
-    device: str,
+    device: torch.device | str,
+    labels: Tensor | None,
 ) -> Iterator[Tensor]:
     for first in range(0, count, batch):
         z = latents(seed, first, min(batch, count - first), shape).to(device)
-        yield sampler(z).cpu()
+        told = () if labels is None else (labels[first : first + batch].to(device),)
+        yield sampler(z, *told).cpu()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featlens.errors import FeatlensError, UsageError
 from featlens.files import lock, make_folder, write_text
 from featlens_trainers.config import config_difference, from_mapping, to_mapping
 from featlens_trainers.executor import Job, Monitor, Outcome, run_jobs
 from featlens_trainers.settings import StudyConfig
+
+if TYPE_CHECKING:
+    from featlens_trainers.engine import Engine
+    from featlens_trainers.tasks import StudentSpec
 
 __all__ = ["Monitoring", "Study"]
 
@@ -57,8 +62,8 @@ class Study:
                     f"{path} holds no study (no study.toml); run 'featlens study digits -o {path}' first"
                 )
             return cls(path, there)
-        if there is not None and there != config:
-            lines = config_difference(to_mapping(there), to_mapping(config))
+        lines = [] if there is None else config_difference(_identity(there), _identity(config))
+        if lines:
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
             raise UsageError(
                 f"{path} belongs to a study with another configuration: {lines[0]}{more}; "
@@ -71,21 +76,19 @@ class Study:
         from featlens_trainers import analysis, tasks
 
         where = (self.folder, self.config, device)
-        config = self.config
         out = [
             Job("classifier", tasks.run_classifier, where),
             Job("teacher", tasks.run_teacher, where, ("classifier",)),
         ]
-        if "single_sigma" in config.inits:
-            out.append(Job("single_sigma", tasks.run_single_sigma, where, ("classifier",)))
-        if "map_regressed" in config.inits:
-            out.append(Job("map_regressed", tasks.run_map_regressed, where, ("teacher",)))
+        for name in self.controls():
+            regressed = name.startswith("map_regressed")
+            out.append(
+                Job(name, tasks.run_control, (*where, name), ("teacher",) if regressed else ("classifier",))
+            )
         out.append(Job("analyse teacher", analysis.run_analysis, (*where, "teacher"), ("teacher",)))
-        for spec in self.students():
-            control = (spec.init,) if spec.init in ("single_sigma", "map_regressed") else ()
-            free = spec.init == "random" and spec.ratio == "random"
-            needs = ("classifier",) if free else ("teacher", *control)
-            out.append(Job(spec.name, tasks.run_student, (*where, spec), needs))
+        out += [
+            Job(spec.name, tasks.run_student, (*where, spec), self._needs(spec)) for spec in self.students()
+        ]
         out.append(
             Job("analyse untrained", analysis.run_analysis, (*where, "untrained"), ("analyse teacher",))
         )
@@ -100,7 +103,27 @@ class Study:
         ]
         return out
 
-    def students(self) -> list[Any]:
+    def controls(self) -> list[str]:
+        """Networks beside the teacher that some initialisation starts from, in order of training."""
+        from featlens_trainers.tasks import CONTROLS
+
+        wanted = {source for spec in self.students() for source in self._sources(spec)}
+        return [name for name in CONTROLS if name in wanted]
+
+    def _sources(self, spec: StudentSpec) -> set[str]:
+        sources = set(self.config.initialisation(spec.init, spec.ratio).sources())
+        if self.config.loss(spec.divergence).direction != "ratio":
+            sources.add("teacher")
+        return sources
+
+    def _needs(self, spec: StudentSpec) -> tuple[str, ...]:
+        """Jobs that must be done before a student's."""
+        sources = self._sources(spec)
+        known = [name for name in ("teacher", *self.controls()) if name in sources]
+        # Everything but a network from scratch waits for the teacher: sooner done, sooner analysed.
+        return ("teacher", *(name for name in known if name != "teacher")) if sources else ("classifier",)
+
+    def students(self) -> list[StudentSpec]:
         """Specifications of all students, seed by seed."""
         from featlens_trainers.tasks import StudentSpec
 
@@ -145,8 +168,10 @@ class Study:
         from featlens_trainers.monitor import progress_monitor
         from featlens_trainers.results import collect, write_results
         from featlens_trainers.study_report import write_report
+        from featlens_trainers.tasks import require_data
 
         _require_sites(self.config)
+        require_data(self.config)
         make_folder(self.folder)
         with lock(self.folder / ".lock", f"the study in {self.folder}"):
             if not (self.folder / "study.toml").exists():
@@ -170,27 +195,32 @@ class Study:
     def run_only(
         self,
         names: Sequence[str],
-        jobs: int = 0,
-        device: str = "cpu",
+        engine: Engine,
         monitor: Monitoring | None = None,
     ) -> None:
-        """Do the named jobs and what they need; no report is written."""
-        from featlens_trainers.monitor import progress_monitor
+        """Do the named jobs and what they need in this process, on ``engine``; no report is written.
 
-        known = {job.name: job for job in self.jobs(device)}
+        Several processes (``torchrun``) each call this, and train together.
+        """
+        from featlens_trainers.monitor import progress_monitor, silent_monitor
+        from featlens_trainers.tasks import require_data
+
+        require_data(self.config)
+
+        known = {job.name: job for job in self.jobs(str(engine.device))}
         wanted: set[str] = set()
         stack = list(names)
         while stack:
             job = known[stack.pop()]
             wanted.add(job.name)
             stack += [need for need in job.needs if need not in wanted]
-        todo = [job for job in known.values() if job.name in wanted]
+        todo = [replace(job, options={"engine": engine}) for job in known.values() if job.name in wanted]
         make_folder(self.folder)
-        with (
-            lock(self.folder / ".lock", f"the study in {self.folder}"),
-            (monitor or progress_monitor)(len(todo)) as heard,
-        ):
-            outcomes = run_jobs(todo, jobs, heard)
+        heard = (monitor or progress_monitor) if engine.main else silent_monitor
+        with contextlib.ExitStack() as held:
+            if engine.main:
+                held.enter_context(lock(self.folder / ".lock", f"the study in {self.folder}"))
+            outcomes = run_jobs(todo, 0, held.enter_context(heard(len(todo))))
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
         if failed:
             raise FeatlensError(_failure_line(failed))
@@ -207,15 +237,22 @@ class Study:
         write_text(path, json.dumps(sessions) + "\n")
 
 
+def _identity(config: StudyConfig) -> dict[str, Any]:
+    """The settings that results depend on: all but those of the checks that only look on."""
+    out = to_mapping(config)
+    del out["diagnostics"]
+    return out
+
+
 def _require_sites(config: StudyConfig) -> None:
     """Refuse site patterns that match nothing before anything is trained."""
     import torch
 
     from featlens.site import sites
-    from featlens_trainers.networks import UNet
+    from featlens_trainers.networks import build_network
 
     with torch.device("meta"):
-        sites(UNet(config.network), config.features.sites)
+        sites(build_network(config.network), config.features.sites)
 
 
 def _failure_line(failed: dict[str, Outcome]) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featlens_trainers.settings import INITIALISATIONS
+from featlens_trainers.settings import STUDY_INITIALISATIONS
 
 __all__ = ["cka_by_sigma", "curves", "final_distances", "probe_by_sigma"]
 
 # Okabe and Ito's palette, readable in light and dark and with colour blindness.
-COLOURS = dict(
-    zip(INITIALISATIONS, ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#8a8f96"), strict=True)
-)
+PALETTE = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#8a8f96")
+COLOURS = dict(zip(STUDY_INITIALISATIONS, PALETTE, strict=True))
+OTHER_COLOURS = ("#56B4E9", "#117733", "#882255", "#AA4499", "#999933", "#332288", "#44AA99", "#661100")
 DASHES = {"random": "solid", "teacher": "dot"}
 SYMBOLS = {"reverse_kl": "circle", "js": "diamond"}
 
@@ -44,6 +44,14 @@ PROBE_CAPTION = (
     "Test accuracy at the site that was best on validation rows, by noise level. Dashed: the highest "
     "95 % chance level. The 95 % interval of each accuracy is shown on hover in the map below."
 )
+
+
+def colour_of(init: str, results: Mapping[str, Any]) -> str:
+    """Colour of an initialisation, the same in all figures of a study."""
+    if init in COLOURS:
+        return COLOURS[init]
+    others = list(dict.fromkeys(s["init"] for s in results["students"] if s["init"] not in COLOURS))
+    return OTHER_COLOURS[others.index(init) % len(OTHER_COLOURS)]
 
 
 def _groups(results: Mapping[str, Any]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
@@ -108,7 +116,7 @@ def _bands(
 
     traces = []
     for key, (x, values) in points.items():
-        colour, name = COLOURS[key[0]], _label(key, results)
+        colour, name = colour_of(key[0], results), _label(key, results)
         middle = np.exp(np.log(np.maximum(values, 1e-9)).mean(axis=0)) if log else values.mean(axis=0)
         low, high = (ends or {}).get(key, (values, values))
         around = np.concatenate([high.max(axis=0), low.min(axis=0)[::-1]])
@@ -191,15 +199,17 @@ def final_distances(results: Mapping[str, Any]) -> Any:
                 marker={
                     "symbol": SYMBOLS.get(divergence, "square") + ("" if ratio == "random" else "-open"),
                     "size": 13,
-                    "color": COLOURS[init],
-                    "line": {"width": 2, "color": COLOURS[init]},
+                    "color": colour_of(init, results),
+                    "line": {"width": 2, "color": colour_of(init, results)},
                 },
             )
         )
         named.add(several)
     chart = go.Figure(traces)
     _reference_lines(chart, results, "x")
-    present = [init for init in reversed(INITIALISATIONS) if any(key[0] == init for key in _groups(results))]
+    there = dict.fromkeys(key[0] for key in _groups(results))
+    usual = [init for init in STUDY_INITIALISATIONS if init in there]
+    present = [*usual, *(init for init in there if init not in usual)][::-1]
     chart.update_layout(
         xaxis={"type": "log", "title": {"text": "Frechet distance"}},
         yaxis={"categoryorder": "array", "categoryarray": present, "automargin": True},

@@ -17,7 +17,7 @@ from featlens.report import Page, explorer, figure, image, note, table
 from featlens.report.page import png
 from featlens_trainers import study_figures as figures
 from featlens_trainers.settings import StudyConfig
-from featlens_trainers.study_text import KEEPS, question, short_name, what_came_out
+from featlens_trainers.study_text import kept_and_removed, question, short_name, what_came_out
 
 __all__ = ["grid", "result_lines", "write_report"]
 
@@ -139,7 +139,7 @@ def _outcome(page: Page, config: StudyConfig, results: Mapping[str, Any]) -> Non
                 height=400,
             ),
         )
-    rows = [[init, KEEPS[init][0], KEEPS[init][1]] for init in config.inits]
+    rows = [[init, *kept_and_removed(init, config)] for init in config.inits]
     page.section(
         "What each initialisation keeps", table(["initialisation", "keeps of the teacher", "removes"], rows)
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from featlens_trainers.settings import StudyConfig
 
-__all__ = ["KEEPS", "question", "short_name", "what_came_out"]
+__all__ = ["kept_and_removed", "question", "short_name", "what_came_out"]
 
 KEEPS = {
     "teacher": ("map, features, parameter prior", "nothing"),
@@ -22,7 +22,15 @@ KEEPS = {
     "prior_only": ("each tensor's values, in permuted order", "features and map"),
     "random": ("nothing", "everything"),
 }
-"""What each initialisation keeps and removes."""
+"""What each initialisation of the demo keeps and removes."""
+
+
+def kept_and_removed(init: str, config: StudyConfig) -> tuple[str, str]:
+    """What an initialisation keeps of the teacher, and what it removes, in words."""
+    if init in KEEPS:
+        return KEEPS[init]
+    rules = config.initialisation(init, config.ratio_inits[0]).student_rules()
+    return "; ".join(f"{rule.match}: {rule.take}" for rule in rules), "the rest is drawn anew"
 
 
 def question(config: StudyConfig) -> str:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from featlens.errors import FeatlensError
 from featlens.seeds import derive
-from featlens_trainers.ema import Profile, ema_update
+from featlens_trainers.ema import Average, Follower
 
-__all__ = ["Step", "Training", "TrainingError", "seeded", "stream"]
+if TYPE_CHECKING:
+    from featlens_trainers.data import ImageData
+    from featlens_trainers.engine import Engine
+
+__all__ = [
+    "Average",
+    "Step",
+    "Training",
+    "TrainingError",
+    "finite",
+    "learning_rate",
+    "optimise",
+    "seeded",
+    "set_learning_rate",
+    "stream",
+    "update",
+    "why_not_finite",
+]
+
+NOTES = "notes"
+"""Name under which a state holds its notes, as the bytes of their JSON."""
 
 
 class TrainingError(FeatlensError):
@@ -49,14 +71,6 @@ def seeded(seed: int, *names: int | str) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Average:
-    """An averaged network: which network it follows, and with which profile."""
-
-    of: str
-    profile: Profile
-
-
 @dataclass
 class Training:
     """All that a loop changes: save it, load it, and the loop goes on as if nothing had happened.
@@ -71,13 +85,18 @@ class Training:
         By name; parameters are stored under the names that ``networks`` gives them.
     images
         Images seen so far.
+    notes
+        What a loop keeps beside its networks, such as counters: anything that JSON holds. Saved with the
+        state and restored with it.
     """
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     averages: dict[str, Average] = field(default_factory=dict)
     images: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
     last_batch: int = field(default=1, init=False)
+    _followers: dict[str, Follower] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a stable name."""
@@ -88,18 +107,22 @@ class Training:
             for parameter, key in self._parameter_names(optimizer):
                 for entry, value in optimizer.state.get(parameter, {}).items():
                     out[f"opt/{name}/{key}/{entry}"] = torch.as_tensor(value)
+        if self.notes:
+            out[NOTES] = torch.frombuffer(bytearray(json.dumps(self.notes).encode()), dtype=torch.uint8)
         return out
 
     def load_tensors(self, tensors: Mapping[str, Tensor], images: int) -> None:
         """Take over a state of :meth:`tensors`; names and shapes must agree, else nothing is changed."""
         own = {name: tensor for name, tensor in self.tensors().items() if name.startswith("net/")}
         there = {name: tensor for name, tensor in tensors.items() if name.startswith("net/")}
-        wrong = [name for name in own if name not in there or there[name].shape != own[name].shape]
-        wrong += [name for name in there if name not in own]
-        if wrong:
+        differences = _differences(own, there)
+        if differences:
+            more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
             raise FeatlensError(
-                f"the state is of another network: {len(wrong)} tensors differ, first {wrong[0]!r}"
+                f"the state is of another network: {'; '.join(differences[:SHOWN])}{more}; "
+                "go on with the settings that the state was saved with, or start in another folder"
             )
+        notes = _read_notes(tensors.get(NOTES))
         for name, network in self.networks.items():
             prefix = f"net/{name}/"
             network.load_state_dict(
@@ -115,6 +138,7 @@ class Training:
                     for entry, value in entries.items()
                 }
         self.images = images
+        self.notes = notes
 
     def _parameter_names(self, optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, str]]:
         known = {
@@ -134,7 +158,47 @@ class Training:
         self.count(batch)
         for name, average in self.averages.items():
             decay = average.profile.decay(self.images, batch)
-            ema_update(self.networks[name], self.networks[average.of], decay)
+            self._follower(name, average).move(decay)
+
+    def _follower(self, name: str, average: Average) -> Follower:
+        mean, now = self.networks[name], self.networks[average.of]
+        held = self._followers.get(name)
+        if held is None or held.average is not mean or held.module is not now:
+            held = self._followers[name] = Follower(mean, now)
+        return held
+
+
+SHOWN = 4
+"""How many differences a message lists."""
+
+
+def _differences(own: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> list[str]:
+    """What tells two sets of named tensors apart: whole networks first, then tensors, with both shapes."""
+    ours, theirs = ({name.split("/")[1] for name in names} for names in (own, there))
+    lines = [f"network {name!r} is missing there" for name in sorted(ours - theirs)]
+    lines += [f"network {name!r} is only there" for name in sorted(theirs - ours)]
+    for name in [*own, *(name for name in there if name not in own)]:
+        if name.split("/")[1] not in ours & theirs:
+            continue
+        shapes = [str(tuple(side[name].shape)) if name in side else "missing" for side in (there, own)]
+        if shapes[0] != shapes[1]:
+            lines.append(f"{name} {shapes[0]} there, {shapes[1]} here")
+    return lines
+
+
+def _read_notes(held: Tensor | None) -> dict[str, Any]:
+    """Notes of a state, empty where it has none."""
+    if held is None:
+        return {}
+    try:
+        notes = json.loads(bytes(held.cpu().to(torch.uint8).tolist()).decode())
+    except ValueError as error:
+        raise FeatlensError(
+            f"the notes of the state cannot be read ({error}); use an earlier state"
+        ) from None
+    if not isinstance(notes, dict):
+        raise FeatlensError("the notes of the state are no table of names and values; use an earlier state")
+    return notes
 
 
 def _state_device(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.device:
@@ -173,6 +237,54 @@ def finite(value: Tensor, what: str, images: int, advice: str = "lower the learn
             f"{what} became {number} after {images:,} images; {advice}; the last saved state is kept"
         )
     return number
+
+
+def update(
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    losses: Iterable[Tensor],
+    what: str,
+    images: int,
+    advise: Callable[[], str] | None = None,
+) -> float:
+    """One optimiser step on the mean of ``losses``, one a part of the batch; returns that mean.
+
+    The mean is over parts and processes, and is looked at before the weights move: if it is not finite, no
+    weight changes, and every process raises the :class:`TrainingError`.
+
+    Parameters
+    ----------
+    engine, optimizer
+        Who does the step, and with what.
+    losses
+        One scalar for each of ``engine.parts``, built lazily.
+    what, images, advise
+        For the error: the loss' name, images seen, and what to do about it.
+    """
+    seen: list[Tensor] = []
+    found: list[float] = []
+
+    def watched() -> Iterator[Tensor]:
+        for loss in losses:
+            seen.append(loss.detach())
+            yield loss
+        mean = engine.mean(torch.stack(seen).mean())
+        if advise is not None and not bool(torch.isfinite(mean)):
+            found.append(finite(mean, what, images, advise()))
+        found.append(finite(mean, what, images))
+
+    engine.update(optimizer, watched())
+    return found[0]
+
+
+def why_not_finite(data: ImageData, rows: Tensor, advice: str = "lower the learning rate") -> str:
+    """What to do about a loss that is not finite: the images of a batch to repair, else ``advice``."""
+    images, _ = data.batch(rows)
+    wrong = sorted(set(rows[~torch.isfinite(images).flatten(1).all(1).cpu()].tolist()))
+    if not wrong:
+        return advice
+    named = ", ".join(str(row) for row in wrong[:4]) + (", ..." if len(wrong) > 4 else "")
+    return f"images {named} of the data hold values that are not finite: repair them or leave them out"
 
 
 def optimise(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -1,49 +1,61 @@
-"""Distil a one-step student without the teacher's score, from a chosen initialisation, in a study's folder.
+"""Distil a one-step student from a chosen initialisation, in a study's folder.
 
-What the initialisation needs (teacher, controls, the classifier that measures quality) is trained first if it
-is not there. Continues where it was interrupted.
+Without the teacher's score (divergences of a ratio network), or with it (the rivals diff_instruct, sid,
+dmd2). What the initialisation needs (teacher, controls, the classifier that measures quality) is trained
+first if it is not there. Continues where it was interrupted; SIGTERM saves the state and ends with exit
+code 0.
 
   featlens distill digits --init features_only --ratio-init random --student-seed 0
+  featlens distill digits --init decoder_only --loss js
+  featlens distill digits --loss sid --set distill.lr=1e-4
 """
 
 from __future__ import annotations
 
 import argparse
 
-from featlens_trainers.cli.train import add_common, run_jobs_of
+from featlens_trainers.cli.train import add_common, add_preset, run_jobs_of, settings_of
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("preset", metavar="PRESET|FILE.toml", help="preset (digits) or file of settings")
+    add_preset(parser)
     parser.add_argument(
         "--init",
         default="teacher",
-        help="teacher, features_only, single_sigma, map_regressed, prior_only or random",
+        help="teacher, random, features_only, single_sigma, map_regressed, prior_only, decoder_only, "
+        "resolution:16, ... or a name of the settings' own (docs: initialise)",
     )
     parser.add_argument(
-        "--ratio-init", default="random", help="ratio network: teacher (its encoder) or random"
+        "--ratio-init", default="random", help="ratio network, or fake score: teacher (its encoder) or random"
     )
-    parser.add_argument("--divergence", help="reverse_kl or js (default: the first of the settings)")
+    parser.add_argument(
+        "--loss",
+        "--divergence",
+        dest="loss",
+        metavar="NAME",
+        help="reverse_kl, forward_kl, js, softened_reverse_kl, jeffreys, hellinger, python:module:function, "
+        "or diff_instruct, sid, dmd2 (default: the first of the settings)",
+    )
     parser.add_argument("--student-seed", type=int, default=0, help="seed of weights, data order and noise")
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Distil or continue."""
-    from featlens_trainers.presets import resolve_study
-    from featlens_trainers.settings import InitSpec
     from featlens_trainers.tasks import StudentSpec
 
-    InitSpec(args.init, args.ratio_init)
-    divergence = args.divergence or resolve_study(args.preset).divergences[0]
-    spec = StudentSpec(args.init, args.ratio_init, divergence, args.student_seed)
+    config = settings_of(args)
+    config.initialisation(args.init, args.ratio_init)
+    loss = args.loss or config.divergences[0]
+    config.loss(loss)
+    spec = StudentSpec(args.init, args.ratio_init, loss, args.student_seed)
     design: dict[str, tuple[object, ...]] = {
         "inits": (args.init,),
         "ratio_inits": (args.ratio_init,),
-        "divergences": (divergence,),
+        "divergences": (loss,),
         "seeds": (args.student_seed,),
     }
     return run_jobs_of(args, design, spec.name)
