@@ -18,7 +18,7 @@ from featlens.files import lock
         (["digits", "--inits", "techer"], "did you mean 'teacher'"),
         (["digits", "--inits", ""], "expected names separated by commas, got ''"),
         (["digits", "--ratio-inits", "randm"], "did you mean 'random'"),
-        (["digits", "--divergences", "reverse_lk"], "did you mean 'reverse_kl'?"),
+        (["digits", "--divergences", "reverse_lk"], "did you mean 'reverse_kl' or 'softened_reverse_kl'?"),
         (["digits", "--seeds", "0,0"], "names an entry twice"),
         (["digits", "--seeds", "0,one"], "expected whole numbers separated by commas"),
         (["digits", "--jobs", "0"], "--jobs must be at least 1, got 0"),
@@ -45,7 +45,7 @@ def test_study_refuses_settings_that_make_no_sense(
         ("[features]\nsigmas = [-1.0]\n", "sigmas must be one or more numbers above 0"),
         ("preset = 'digit'\n", "did you mean 'digits'?"),
         ("preset = [1]\n", "unknown preset [1]: choose from digits"),
-        ("data = 'cifar'\n", "unknown data 'cifar'"),
+        ("data = 'cifar'\n", "unknown sample set 'cifar'"),
         ("[teacher\n", "is not valid TOML"),
         ("\xff", "is not valid TOML"),
     ],
@@ -94,7 +94,7 @@ def test_a_study_that_runs_elsewhere_is_left_alone(
     [
         (["--init", "techer"], "did you mean 'teacher'"),
         (["--ratio-init", "randm"], "did you mean 'random'"),
-        (["--divergence", "reverse_lk"], "did you mean 'reverse_kl'?"),
+        (["--divergence", "reverse_lk"], "did you mean 'reverse_kl' or 'softened_reverse_kl'?"),
     ],
 )
 def test_distill_names_the_nearest_choice(tmp_path: Path, fail: Any, words: list[str], said: str) -> None:

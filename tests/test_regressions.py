@@ -63,8 +63,8 @@ def test_a_finished_file_of_another_reduction_or_model_is_refused(tmp_path: Path
 
 
 def test_labels_that_no_run_would_use_are_refused() -> None:
-    with pytest.raises(UsageError, match="unconditional"):
-        StudyConfig(network=UNetConfig(labels=10))
+    with pytest.raises(UsageError, match="augment_labels = 9"):
+        StudyConfig(network=UNetConfig(channels=8), teacher=TeacherConfig(augment=0.1))
 
 
 def test_settings_that_fail_late_are_refused_early() -> None:

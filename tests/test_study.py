@@ -22,8 +22,11 @@ from featlens.denoiser import weights_digest
 from featlens.errors import FeatlensError, UsageError
 from featlens.files import lock
 from featlens_trainers import Study, StudyConfig, resolve_study, tasks
+from featlens_trainers.classifier import features_of
+from featlens_trainers.quality import quality
 from featlens_trainers.results import summarise
 from featlens_trainers.runs import newest_snapshot, read_run, read_stats
+from featlens_trainers.sampler import OneStepGenerator
 from featlens_trainers.settings import RATIO_INITIALISATIONS, STUDY_INITIALISATIONS
 from featlens_trainers.snapshots import load_denoiser
 
@@ -57,6 +60,13 @@ probe_splits = 2
 
 STUDENTS = ["student-teacher-random-reverse_kl-s0", "student-random-random-reverse_kl-s0"]
 RUNS = ["classifier", "teacher", *STUDENTS]
+
+
+LOOPS = {
+    "train_classifier": tasks.quality,
+    "train_teacher": tasks.teacher,
+    "distill": tasks.student,
+}
 
 
 class Silent:
@@ -99,16 +109,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     config = settings(folder)
     seen: dict[str, list[torch.Tensor]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("train_classifier", "train_teacher", "distill"):
-            loop = getattr(tasks, name)
+        for name, where in LOOPS.items():
+            loop = getattr(where, name)
 
             def spy(
-                training: Any, images: torch.Tensor, *rest: Any, name: str = name, loop: Any = loop
+                training: Any, data: Any, *rest: Any, name: str = name, loop: Any = loop, **more: Any
             ) -> Any:
-                seen.setdefault(name, []).append(images)
-                return loop(training, images, *rest)
+                seen.setdefault(name, []).append(data.images)
+                return loop(training, data, *rest, **more)
 
-            patch.setattr(tasks, name, spy)
+            patch.setattr(where, name, spy)
         report = Study.open(folder / "run", config).run(jobs=0, monitor=Silent())
     return Finished(folder / "run", config, report, seen)
 
@@ -226,11 +236,11 @@ def test_quality_is_measured_on_held_out_images_with_the_stored_classifier(finis
     folder, config = finished.folder, finished.config
     classifier, _ = tasks.load_classifier(folder, "cpu")
     student, about = load_denoiser(newest_snapshot(folder / STUDENTS[0]))
-    sampler = tasks.OneStepGenerator(student, about["sigma_init"])
+    sampler = OneStepGenerator(student, about["sigma_init"])
     images = tasks.evaluation_images(sampler, config, "cpu")
     assert len(images) == 64
-    reference = tasks.features_of(classifier, torch.from_numpy(SampleSet.load(split="held-out").images))
-    found = tasks.quality(tasks.features_of(classifier, images), reference)
+    reference = features_of(classifier, torch.from_numpy(SampleSet.load(split="held-out").images))
+    found = quality(features_of(classifier, images), reference)
     assert read_run(folder / STUDENTS[0])["info"]["quality"] == pytest.approx(found.to_dict(), rel=1e-5)
 
 
@@ -288,17 +298,17 @@ def test_an_interrupted_study_continues_where_it_was(finished: Finished, tmp_pat
     study = copied(finished, tmp_path / "cut")
     without(study, STUDENTS[1])
     kept = {key: value for key, value in fingerprints(study.folder).items() if STUDENTS[1] not in key}
-    distill = tasks.distill
+    distill = tasks.student.distill
 
-    def failing(*arguments: Any) -> Iterator[Any]:
-        for step in distill(*arguments):
+    def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for step in distill(*arguments, **options):
             if step.images > 80:
                 raise RuntimeError("somebody pulled the plug")
             yield step
 
     heard = Silent()
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "distill", failing)
+        patch.setattr(tasks.student, "distill", failing)
         with pytest.raises(FeatlensError) as caught:
             study.run(jobs=0, monitor=heard)
     name = STUDENTS[1]
