@@ -23,6 +23,7 @@ from featlens.errors import FeatlensError, UsageError
 from featlens.files import lock
 from featlens_trainers import Study, StudyConfig, resolve_study, tasks
 from featlens_trainers.classifier import features_of
+from featlens_trainers.engine import Engine
 from featlens_trainers.quality import quality
 from featlens_trainers.results import summarise
 from featlens_trainers.runs import newest_snapshot, read_run, read_stats
@@ -101,6 +102,16 @@ class Finished:
     config: StudyConfig
     report: Path
     trained_on: dict[str, list[torch.Tensor]]
+
+
+def spying(name: str, loop: Any, seen: dict[str, list[torch.Tensor]]) -> Any:
+    """The loop, which also notes the images that it is given."""
+
+    def spy(training: Any, data: Any, *rest: Any, **more: Any) -> Any:
+        seen.setdefault(name, []).append(data.images)
+        return loop(training, data, *rest, **more)
+
+    return spy
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +372,7 @@ def test_every_initialisation_runs_with_both_starts_of_the_ratio_network(
     study = Study(folder, config)
     specs = study.students()
     assert len(specs) == len({spec.name for spec in specs}) == 12
-    study.run_only([spec.name for spec in specs], jobs=0, monitor=Silent())
+    study.run_only([spec.name for spec in specs], Engine(), monitor=Silent())
     starts: dict[tuple[str, str], str] = {}
     for spec in specs:
         record = read_run(folder / spec.name)

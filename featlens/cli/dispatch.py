@@ -25,10 +25,11 @@ __all__ = ["SUMMARIES", "build_parser", "command_names", "main"]
 
 SUMMARIES = {
     "study": "run a whole study: train, distil, capture, compare, probe, report",
-    "train": "train a teacher, or its single-noise-level control",
+    "train": "train a teacher, or a control of the same size",
     "distill": "distil a one-step student from an initialisation",
     "sample": "draw images from a trained teacher or student",
     "evaluate": "distances, precision, recall and coverage of generated images, with errors",
+    "ema": "reconstruct a weight average of another width from a run's snapshots",
     "extract": "store the activations of a model in a feature file",
     "convert": "networks of EDM to runs of ours, runs to folders of diffusers and back",
     "merge": "make one feature file of the shards of several processes",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from featlens_trainers.data import TensorData
-from featlens_trainers.distillation import distill, make_direction, start_distillation
+from featlens_trainers.distillation import distill, start_distillation
 from featlens_trainers.engine import Engine
 from featlens_trainers.initialisation import build_denoiser, seeded
 from featlens_trainers.networks import build_network, build_ratio
@@ -53,8 +53,7 @@ def one_step(config: StudyConfig, batch: int, engine: Engine) -> dict[str, dict[
             else build_denoiser(config.network, config.sigma_data, 2)
         ).to(engine.device)
     distilling = start_distillation(student, critic, loss)
-    direction = make_direction(loss, distilling, teacher)
-    steps = distill(distilling, data, loss, 0, direction=direction, engine=engine)
+    steps = distill(distilling, data, loss, 0, engine=engine, teacher=teacher)
     return found | {"student": _taken(steps, batch, engine)}
 
 

@@ -192,7 +192,7 @@ class Run:
         write_tensors(
             folder / f"img-{training.images:08d}.safetensors",
             training.tensors(),
-            {"kind": "state", "images": training.images, "notes": training.notes},
+            {"kind": "state", "images": training.images},
         )
         for old in self._states()[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
@@ -206,7 +206,6 @@ class Run:
             try:
                 tensors, about = read_tensors(path)
                 training.load_tensors(tensors, int(about["images"]))
-                training.notes = dict(about.get("notes", {}))
                 valid = training.images
                 break
             except (FeatlensError, RuntimeError, KeyError) as error:

@@ -121,7 +121,7 @@ def _require_convex(name: str, f: Callable[[Tensor], Tensor], floor: float, clip
         )
     if not bool((weight > 0).any()):
         raise UsageError(
-            f"divergence {name!r}: f must be curved, but f''(r) is 0 everywhere; a linear f measures nothing, "
+            f"divergence {name!r}: f must be curved, but f''(r) is 0 everywhere; a linear f measures nothing, "  # noqa: E501
             "and one that leaves torch's graph has no slope"
         )
 

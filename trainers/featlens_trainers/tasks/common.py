@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,8 @@ class StudentSpec:
     @property
     def name(self) -> str:
         """Folder name: ``student-<init>-<ratio init>-<divergence or direction>-s<seed>``."""
-        return f"student-{self.init}-{self.ratio}-{self.divergence}-s{self.seed}".replace(":", "_")
+        parts = (re.sub(r"[^\w.+=]", "_", part) for part in (self.init, self.ratio, self.divergence))
+        return f"student-{'-'.join(parts)}-s{self.seed}"
 
 
 def image_shape(config: StudyConfig) -> tuple[int, ...]:

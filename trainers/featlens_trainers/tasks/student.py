@@ -16,7 +16,7 @@ from featlens_trainers.config import to_mapping
 from featlens_trainers.data import ImageData
 from featlens_trainers.diagnostics import Diagnosis, diagnose
 from featlens_trainers.directions import resolve_divergence
-from featlens_trainers.distillation import distill, make_direction, start_distillation
+from featlens_trainers.distillation import distill, start_distillation
 from featlens_trainers.engine import Engine
 from featlens_trainers.initialisation import (
     build_denoiser,
@@ -116,8 +116,7 @@ def run_student(
             path = run.snapshot_path(0)
             save_denoiser(path, student, sigma_init=plan.settings.sigma_init, step="initial", images=0)
             evaluate(0)
-        direction = make_direction(plan.settings, training, plan.teacher)
-        steps = distill(training, data, plan.settings, seed, direction=direction, engine=engine)
+        steps = distill(training, data, plan.settings, seed, engine=engine, teacher=plan.teacher)
         every = max(plan.settings.images // config.evaluation.times, 1)
         for _ in _evaluated(run, training, steps, plan.settings.images, every, evaluate, report):
             pass
