@@ -213,6 +213,21 @@ def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must succeed and returns its stdout."""
+    from featlens.cli import main
+
+    def run(*words: Any) -> str:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert "Traceback" not in err
+        return out
+
+    return run
+
+
+@pytest.fixture
 def a(tmp_path: Path, make_store: Callable[..., Any]) -> Path:
     """A good feature file with labels."""
     path = tmp_path / "a.h5"

@@ -19,20 +19,6 @@ STUDENT = "student-teacher-random-reverse_kl-s0"
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed and returns its stdout."""
-
-    def run(*words: Any) -> str:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        assert "Traceback" not in err
-        return out
-
-    return run
-
-
-@pytest.fixture
 def study(tiny_study: Path, tmp_path: Path) -> Path:
     """A copy of the study that a test may change."""
     return Path(shutil.copytree(tiny_study, tmp_path / "study"))

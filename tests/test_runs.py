@@ -268,8 +268,8 @@ from featlens_trainers.runs import Run
 
 drive = Run.drive
 
-def often(run, training, steps, total, report=None, **every):
-    return drive(run, training, steps, total, report, save_every=32, log_every=16)
+def often(run, training, steps, total, report=None, batch=1, **every):
+    return drive(run, training, steps, total, report, save_every=32, log_every=48)
 
 def work(folder, settings, what, after, pause):
     Run.drive = often
@@ -291,13 +291,28 @@ SETTINGS = """
 divergences = ["js"]
 [network]
 channels = 8
+labels = 10
+augment_labels = 9
+dropout = 0.1
 [teacher]
 images = 240
 batch = 8
 ramp_images = 64
+augment = 0.5
+ema_half_lives = [64]
+ema_powers = [0.1]
+snapshot_images = 80
 [distill]
 images = 200
-batch = 8
+batch = 10
+warmup = 20
+critic_updates = 2
+balanced = true
+ema_half_lives = [64]
+ema_powers = [0.1]
+[diagnostics]
+sigmas = [0.5, 2.5]
+images = 8
 [classifier]
 images = 256
 batch = 64
@@ -334,6 +349,13 @@ def test_runs_killed_at_any_moment_end_like_one_left_alone(tmp_path: Path, monke
     assert records[0]["status"] == records[1]["status"] == "done"
     assert records[0]["info"] == records[1]["info"]
     assert read_stats(tmp_path / "whole" / name) == read_stats(tmp_path / "cut" / name)
-    tensors = [read_tensors(newest_snapshot(tmp_path / folder / name))[0] for folder in ("whole", "cut")]
-    assert set(tensors[0]) == set(tensors[1])
-    assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
+    snapshots = [tmp_path / folder / name / "snapshots" for folder in ("whole", "cut")]
+    kept = [
+        sorted(str(path.relative_to(place)) for path in place.rglob("*.safetensors")) for place in snapshots
+    ]
+    assert kept[0] == kept[1]
+    assert {Path(entry).stem for entry in kept[0]} >= {"ema", "ema-64", "ema-power0.1"}
+    for entry in kept[0]:
+        one, other = (read_tensors(place / entry)[0] for place in snapshots)
+        assert set(one) == set(other)
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), entry

@@ -73,21 +73,13 @@ reference = 64
 sigmas = [0.5, 2.5]
 images = 16
 bank = 16
+
+[[custom]]
+name = "norms_and_coarse"
+rules = [{match = "role:norm", take = "teacher"}, {match = "enc.8x8_*", take = "interpolate", amount = 0.5}]
 """
 
 Call = Callable[..., str]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*words: Any) -> str:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        assert "Traceback" not in err
-        return out
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +121,7 @@ def test_a_conditional_teacher_of_shapes_keeps_all_its_averages(folder: Path) ->
         ("band_sigma", "softened_reverse_kl"),
         ("classifier_body", "jeffreys"),
         ("resolution:8", "forward_kl"),
+        ("norms_and_coarse", "js"),
         ("random", "diff_instruct"),
         ("teacher", "sid"),
         ("teacher", "dmd2"),
@@ -155,6 +148,23 @@ def test_students_of_every_loss_from_many_starts(
         ratio, _ = load_ratio(folder / name / "snapshots" / "img-00000064" / "ratio.safetensors")
         logits = ratio(torch.zeros(2, 3, 16, 16), torch.ones(2), torch.tensor([0, 1]))
         assert logits.shape == (2,)
+
+
+def test_the_head_can_sit_on_a_fake_score(shapes: Path, tmp_path: Path, call: Call) -> None:
+    """The whole way in a folder of its own, because the ratio network is a setting of the study."""
+    changes = (
+        "--set",
+        "distill.ratio.kind=fake_score",
+        "--set",
+        "teacher.images=32",
+        "--ratio-init",
+        "teacher",
+    )
+    record = json.loads(
+        call("distill", shapes, "-o", tmp_path / "new", *changes, "--ratio-init", "teacher", "--json")
+    )
+    assert record["status"] == "done"
+    assert record["info"]["origins"]["ratio"]["teacher"] > 10
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path, shapes: Path, call: Call, file_digests: Any) -> None:
