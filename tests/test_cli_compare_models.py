@@ -23,20 +23,20 @@ from torch import nn
 from featlens import EDMDenoiser
 
 class Net(nn.Module):
-    def __init__(self, width, labels):
+    def __init__(self, width, labels, channels):
         super().__init__()
-        self.enc = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.SiLU())
+        self.enc = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.SiLU())
         self.told = nn.Linear(1 + labels, width)
-        self.out = nn.Conv2d(width, 1, 1)
+        self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, x, c_noise, labels):
         told = c_noise[:, None] if labels is None else torch.cat([c_noise[:, None], labels], 1)
         return self.out(self.enc(x) + self.told(told)[:, :, None, None])
 
-def make(width=6, seed=0, labels=0, sigma_init=None, size=8):
+def make(width=6, seed=0, labels=0, sigma_init=None, size=8, channels=1):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser = EDMDenoiser(Net(width, labels), (1, size, size), labels)
+        denoiser = EDMDenoiser(Net(width, labels, channels), (channels, size, size), labels)
     denoiser.sigma_init = sigma_init
     return denoiser
 
@@ -260,6 +260,26 @@ def test_own_images_are_found_by_their_digest(call: Any, extract: Any) -> None:
     _, said = call(file, B, "--samples", "others.npy", code=1)
     assert "on other samples or other noise than a.h5" in said and len(cached()) == 1
     call(file, B, "--samples", "others.npy", "--allow-other-samples")
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_parts_of_any_images_are_found_by_their_digest(call: Any, extract: Any, split: str) -> None:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (40, 1, 8, 8))
+    np.save("images.npy", pixels.astype(np.float32))
+    words = ("--samples", "images.npy", "--sigmas", "0.5")
+    file = extract("a.h5", *words, "--split", split)
+    call(file, B, *words[:2])
+    with FeatureStore(file) as one, FeatureStore(cached()[0]) as two:
+        assert one.sample_digest == two.sample_digest and np.array_equal(one.ids, two.ids)
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_shapes_are_known_by_name(call: Any, extract: Any, split: str) -> None:
+    words = ("--samples", "shapes16:seed=4", "--n", "12", "--sigmas", "0.5", "--split", split)
+    file = extract("a.h5", *words, options="size=16,channels=3")
+    call(file, "python:compare_models:make:size=16,channels=3,seed=1")
+    with FeatureStore(file) as one, FeatureStore(cached()[0]) as two:
+        assert one.sample_digest == two.sample_digest and len(two) == 12
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

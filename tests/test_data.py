@@ -1,8 +1,7 @@
-"""Training data: in memory or read as asked for, split as said, the same whatever is read ahead."""
+"""Training data: in memory or read as asked for, and split as said."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from PIL import Image
 
 from featlens import SampleSet
 from featlens.errors import FeatlensError, UsageError
-from featlens_trainers.batches import Batches
-from featlens_trainers.data import LazyData, Prefetch, TensorData, as_data, load_data, require_labels
+from featlens_trainers.data import LazyData, TensorData, as_data, load_data, require_labels
 
 
 @pytest.fixture
@@ -172,63 +170,3 @@ def test_missing_labels_are_said_before_training():
         require_labels(plain, 6, "teacher")
     with pytest.raises(UsageError, match="the network has 5 classes, but images has labels up to 5"):
         require_labels(labelled, 5, "teacher")
-
-
-# --- reading ahead ------------------------------------------------------------------------------------------
-
-
-class Watched:
-    """Data that notes who reads what."""
-
-    name, digest, labels, num_labels, shape = "watched", "", None, 0, (1,)
-
-    def __init__(self, fail: int | None = None) -> None:
-        self.threads: set[int] = set()
-        self.fail = fail
-
-    def __len__(self) -> int:
-        return 100
-
-    def batch(self, rows):
-        self.threads.add(threading.get_ident())
-        if self.fail is not None and self.fail in rows:
-            raise FeatlensError("image 37 is damaged")
-        return rows[:, None].float(), None
-
-
-def test_reading_ahead_changes_nothing(pictures):
-    held, lazy = load_data(pictures), load_data(pictures, hold=1000)
-    order = Batches(len(held), 8, seed=1)
-    with Prefetch(lazy, Batches(len(lazy), 8, seed=1), 8, ahead=3) as batches:
-        # In order, with a jump as after a resume, and back.
-        for images in (*range(0, 80, 8), 400, 408, 0, 8):
-            for first, second in zip(batches(images), held.batch(order(images)), strict=True):
-                assert torch.equal(first, second)
-    with Prefetch(held, order, 8) as batches:
-        assert torch.equal(batches(16)[0], held.batch(order(16))[0])
-
-
-def test_batches_are_read_in_the_background_and_few_wait():
-    data, asked = Watched(), []
-
-    def rows_at(images):
-        asked.append((images, threading.get_ident()))
-        return torch.arange(images, images + 10) % 100
-
-    before = threading.active_count()
-    with Prefetch(data, rows_at, 10, ahead=2) as batches:
-        for images in range(0, 60, 10):
-            assert batches(images)[0][0, 0] == images
-            assert max(place for place, _ in asked) <= images + 20
-    assert threading.get_ident() not in data.threads
-    assert {thread for _, thread in asked} == {threading.get_ident()}
-    assert [place for place, _ in asked] == list(range(0, 80, 10))
-    assert threading.active_count() == before
-
-
-def test_what_goes_wrong_in_the_background_is_said_where_the_batch_is_asked_for():
-    data = Watched(fail=37)
-    with Prefetch(data, lambda images: torch.arange(images, images + 10) % 100, 10) as batches:
-        batches(10), batches(20)
-        with pytest.raises(FeatlensError, match="image 37 is damaged"):
-            batches(30)

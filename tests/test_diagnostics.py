@@ -16,6 +16,7 @@ from featlens.errors import UsageError
 from featlens_trainers.alarms import IN_A_ROW, Alarms
 from featlens_trainers.data import TensorData
 from featlens_trainers.diagnostics import (
+    CHUNK,
     Diagnosis,
     SigmaBin,
     auc,
@@ -111,6 +112,68 @@ def test_the_exact_ratio_of_gaussians_is_seen_as_exact() -> None:
     assert found.diversity == pytest.approx(1, abs=0.05)
 
 
+def test_a_conditional_teacher_is_compared_within_a_class() -> None:
+    """Class c: real images N(4c, 1), generated ones N(4c + MEAN, 1); the difference is that of one class."""
+
+    def centre(labels: Tensor) -> Tensor:
+        return 4.0 * labels[:, None, None, None]
+
+    class Ratio(ExactRatio):
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return super().forward(x - centre(labels), sigma)
+
+    class Teacher(ExactDenoiser):
+        num_labels = 2
+
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return centre(labels) + super().forward(x - centre(labels), sigma)
+
+    labels = torch.arange(4000) % 2
+    real = TensorData(data().images + centre(labels), labels)
+    config = DiagnosticsConfig(sigmas=(2.0,), images=500, bank=4000)
+    (entry,) = diagnose(
+        lambda z, labels: z + MEAN + centre(labels), Ratio(), real, config, 0, 0, teacher=Teacher()
+    ).bins
+    assert entry.teacher_gap < 0.15
+    assert entry.teacher_cosine > 0.95
+
+
+def test_ideal_denoiser_without_an_image_of_the_class_says_so() -> None:
+    allowed = torch.tensor([[True, False], [False, False]])
+    mean, neighbours = ideal_denoiser(torch.zeros(2, 1), 1.0, torch.tensor([[1.0], [2.0]]), allowed)
+    assert mean.tolist() == [[1.0], [0.0]]
+    assert neighbours.tolist() == [1.0, 0.0]
+
+
+def test_no_network_meets_all_images_at_once() -> None:
+    most: list[int] = []
+
+    class Ratio(ExactRatio):
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            most.append(len(x))
+            return super().forward(x, sigma)
+
+    class Teacher(ExactDenoiser):
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            most.append(len(x))
+            return super().forward(x, sigma)
+
+    def made(z: Tensor, labels: Tensor | None) -> Tensor:
+        most.append(len(z))
+        return student(z)
+
+    config = DiagnosticsConfig(sigmas=(2.0,), images=CHUNK + 6, bank=3 * CHUNK + 1)
+    diagnose(made, Ratio(), data(), config, 0, 0, teacher=Teacher())
+    # Generated ones and the bank, both halves of the ratio network, the teacher.
+    assert most == [CHUNK, 6, CHUNK, CHUNK, CHUNK, 1, CHUNK, CHUNK, 6, 6, CHUNK, 6]
+
+
+def test_images_that_are_all_alike_are_no_error() -> None:
+    alike = TensorData(torch.zeros(8, 1, 1, 2))
+    found = diagnose(student, ExactRatio(), alike, DiagnosticsConfig(sigmas=(1.0,), images=8), 0, 0)
+    assert found.diversity > 1
+
+
 def test_equal_distributions_cannot_be_told_apart() -> None:
     class Nothing(nn.Module):
         def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -165,7 +228,7 @@ def test_labels_reach_generator_and_ratio_network() -> None:
         0,
         0,
     )
-    assert seen == [{0, 1, 2}, {0, 1, 2}]
+    assert all(labels == {0, 1, 2} for labels in seen)
 
 
 def test_metrics_are_plain_and_without_nan() -> None:

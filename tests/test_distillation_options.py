@@ -107,6 +107,17 @@ def test_learning_rates_rise_from_where_each_network_starts() -> None:
     assert [pytest.approx(pair) for pair in expected] == rates
 
 
+def test_a_critic_of_several_updates_rises_by_the_images_it_has_seen() -> None:
+    config = changed(critic_updates=2, ramp_images=64, ratio_lr=8e-3)
+    training = started(config)
+    rates = [
+        training.optimizers["ratio"].param_groups[0]["lr"]
+        for _ in distill(training, images(), config, seed=0)
+    ]
+    # The last of two updates of 8 images each, in each step.
+    assert rates == [pytest.approx(rate) for rate in (2e-3, 4e-3, 6e-3, 8e-3, 8e-3, 8e-3)]
+
+
 def test_generator_and_critic_have_noise_levels_of_their_own() -> None:
     config = changed(noise=NoiseConfig("fixed", sigma=0.25), critic_noise=NoiseConfig("fixed", sigma=4.0))
     seen = recorded(config)

@@ -189,6 +189,14 @@ def test_a_failure_takes_its_dependants_along_and_nothing_else(tmp_path, tasks) 
     assert "start after bad" not in log(tmp_path)
 
 
+def test_together_with_other_processes_nothing_starts_after_a_failure(tmp_path, tasks) -> None:
+    """The others are still in the job that failed here; another would wait for them, and they for this."""
+    jobs = [Job("bad", tasks.fail, (tmp_path,)), Job("good", tasks.note, (tmp_path, "good"))]
+    heard = Heard()
+    assert set(run_jobs(jobs, 0, heard, together=True)) == {"bad"}
+    assert heard.begun == ["bad"]
+
+
 def test_a_killed_worker_is_reported_in_one_line_and_the_others_finish(tmp_path, tasks) -> None:
     jobs = [
         Job("killed", tasks.die, (tmp_path,)),

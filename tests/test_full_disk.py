@@ -21,22 +21,31 @@ STUDENT = "student-teacher-random-reverse_kl-s0"
 
 
 def writers(tiny_study: Path, tiny_toml: Path, a: Path) -> dict[str, list[Any]]:
-    """Every command that takes -o, and the name of its output."""
+    """Every command that writes, and the name of its output."""
     return {
         "extract": ["x.h5", "extract", tiny_study / "teacher", "--n", "8", "--sigmas", "1"],
         "compare": ["x.html", "compare", a, a, "--permutations", "0", "--embedding", "pca"],
         "probe": ["x.json", "probe", a, "--splits", "1", "--permutations", "0"],
         "sample": ["x.png", "sample", tiny_study / "teacher", "--n", "2", "--steps", "1"],
+        "evaluate": ["x.json", "evaluate", tiny_study / STUDENT, "--n", "8", "--resamples", "0"],
         "report": ["x.html", "report", tiny_study],
         "study": ["x", "study", tiny_toml],
         "train": ["x", "train", tiny_toml],
         "distill": ["x", "distill", tiny_toml],
+        "convert": ["x", "convert", tiny_study / "teacher"],
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["extract", "compare", "probe", "sample", "report", "study", "train", "distill"]
-)
+FILES = ("extract", "compare", "probe", "sample", "evaluate", "report")
+"""Commands that write one file."""
+
+
+def to(words: list[Any], out: Path) -> list[Any]:
+    """A command with its output."""
+    return [*words, out] if words[0] == "convert" else [*words, "-o", out]
+
+
+@pytest.mark.parametrize("name", [*FILES, "study", "train", "distill", "convert"])
 def test_an_output_below_a_file_is_refused(
     tiny_study: Path, tiny_toml: Path, a: Path, tmp_path: Path, fail: Any, name: str
 ) -> None:
@@ -44,12 +53,13 @@ def test_an_output_below_a_file_is_refused(
     file.write_text("mine")
     output, *words = writers(tiny_study, tiny_toml, a)[name]
     for out in (file / output, file / "deeper" / output):
-        line = fail(1, *words, "-o", out)
-        assert str(file) in line and "choose another output with -o" in line
+        line = fail(1, *to(words, out))
+        assert str(file) in line
+        assert f"choose another {'name' if name == 'convert' else 'output with -o'}" in line
     assert file.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["extract", "compare", "probe", "sample", "report"])
+@pytest.mark.parametrize("name", FILES)
 def test_an_output_that_is_a_folder_is_refused(
     tiny_study: Path, tiny_toml: Path, a: Path, tmp_path: Path, fail: Any, name: str
 ) -> None:
@@ -91,6 +101,36 @@ def test_a_result_on_a_full_disk_leaves_the_old_one(a: Path, command: Run, name:
     assert f"{out}: the file size limit was reached" in done.stderr
     assert out.read_text() == "an earlier result"
     assert sorted(path.name for path in a.parent.iterdir()) == ["a.h5", file]
+
+
+def test_a_card_on_a_full_disk_leaves_the_old_one(tiny_study: Path, tmp_path: Path, command: Run) -> None:
+    out = tmp_path / "card.json"
+    words = ["evaluate", tiny_study / STUDENT, "--n", "8", "--resamples", "0", "-o", out]
+    assert main([str(word) for word in words]) == 0
+    good = out.read_bytes()
+    out.write_text("an earlier card")
+    kept = sorted(path.name for path in tmp_path.rglob("*"))
+    # The features of the reference are there already: it is the card itself that finds no room.
+    done = command(*words, limit=len(good) // 2)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"{out}: the file size limit was reached" in done.stderr
+    assert out.read_text() == "an earlier card"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == kept
+
+
+def test_a_conversion_on_a_full_disk_leaves_nothing_behind(
+    tiny_study: Path, tmp_path: Path, command: Run, file_digests: Any
+) -> None:
+    words = ["convert", str(tiny_study / "teacher")]
+    out, reference = tmp_path / "new" / "out", tmp_path / "whole"
+    done = command(*words, out, limit=2_000)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"{out}/unet/diffusion_pytorch_model.safetensors: the file size limit was" in done.stderr
+    assert list(out.parent.iterdir()) == []
+    assert main([*words, str(out)]) == main([*words, str(reference)]) == 0
+    assert sorted(file_digests(out).values()) == sorted(file_digests(reference).values())
 
 
 def test_a_study_on_a_full_disk_keeps_what_it_has_and_goes_on(

@@ -196,6 +196,24 @@ def test_the_table_says_what_the_report_says(tmp_path, raw, capsys):
     assert "40 of " in some and ", 10 of them read" in some
 
 
+def test_models_are_told_from_feature_files(tmp_path, capsys, fail):
+    from featlens.denoiser import weights_digest
+    from tests.convert_helpers import UNET, denoiser_of, write_edm
+
+    denoiser = denoiser_of(UNET)
+    path = write_edm(tmp_path / "edm.pkl", denoiser)
+    found = json.loads(said(capsys, "inspect", path, "--json"))
+    assert found["model"] == str(path) and found["weights_digest"] == weights_digest(denoiser.network)
+    assert (found["sample_shape"], found["num_labels"]) == ([3, 16, 16], 4)
+    assert {"enc.8x8_block0.conv0", "dec.16x16_block2"} <= {site["name"] for site in found["sites"]}
+    assert "sample_shape" in said(capsys, "inspect", path)
+    assert "--verify reads feature files" in fail(2, "inspect", path, "--verify")
+    path.write_bytes(path.read_bytes()[:500])
+    assert str(path) in fail(1, "inspect", path)
+    path.write_text("nothing")
+    assert "is not a model that featlens knows" in fail(2, "inspect", path)
+
+
 def test_names_of_files_are_made_safe(tmp_path, raw, capsys):
     for name in ("\x1b[2Ja.png", "b.png"):
         Image.fromarray(raw[0].transpose(1, 2, 0)).save(tmp_path / name)

@@ -19,7 +19,7 @@ import pytest
 from featlens import FeatureStore, SampleSet, extract
 
 MODEL = """
-import os, time, torch
+import os, pathlib, time, torch
 from torch import nn
 from featlens import EDMDenoiser
 
@@ -35,14 +35,17 @@ class Net(nn.Module):
         return self.out(self.enc(x) + c_noise[:, None, None, None])
 
 def make():
+    told = [os.environ.get(name, '-') for name in ('RANK', 'WORLD_SIZE')]
+    pathlib.Path(__file__).with_name('process {} of {}'.format(*told)).touch()
     torch.manual_seed(0)
     return EDMDenoiser(Net(), (1, 8, 8))
 """
 EXTRACT = ["--sites", "enc.*,out", "--sigmas", "0.5,2.5", "-n", "590", "--batch", "64"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# --multi_gpu starts several processes also where there is no GPU; --cpu starts one, whatever it is told.
 ACCELERATE = [
-    "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no",
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
 ]  # fmt: skip
 
 
@@ -109,9 +112,15 @@ def everything(path: Path) -> dict[str, object]:
     return found
 
 
+def processes(folder: Path) -> list[str]:
+    """Which processes have made the model."""
+    return sorted(path.name for path in folder.glob("process *"))
+
+
 def test_torchrun_makes_the_file_of_one_process(tmp_path, start, alone):
     ((code, out, err),) = ended(start("-o", "both.h5", *EXTRACT, launcher=TORCHRUN))
     assert code == 0, err
+    assert processes(tmp_path) == ["process 0 of 2", "process 1 of 2"]
     assert out.splitlines() == ["both.h5"]
     assert everything(tmp_path / "both.h5") == everything(alone)
     assert [path.name for path in tmp_path.glob("*.h5")] == ["both.h5"]
@@ -122,6 +131,7 @@ def test_accelerate_launch_is_understood_too(tmp_path, start, alone):
     pytest.importorskip("accelerate")
     ((code, _, err),) = ended(start("-o", "both.h5", *EXTRACT, launcher=ACCELERATE))
     assert code == 0, err
+    assert processes(tmp_path) == ["process 0 of 2", "process 1 of 2"]
     assert everything(tmp_path / "both.h5") == everything(alone)
 
 

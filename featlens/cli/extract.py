@@ -79,11 +79,14 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--samples",
         default="digits",
-        help="digits, noise (latents alone), or a path: folder of images, .npy, .npz, .h5, CIFAR-10 binary "
-        "archive, zip with dataset.json",
+        help="digits, shapes16, shapes32, shapes64, noise (latents alone), hf:NAME for a data set of the "
+        "datasets package, or a path: folder of images, .npy, .npz, .h5, CIFAR-10 binary archive, zip with "
+        "dataset.json",
     )
     group.add_argument(
-        "--split", help="digits: held-out (default), train or all; CIFAR-10: all (default), train or test"
+        "--split",
+        help="train, held-out or all (default: of digits held-out, of shapes train, which have no end and "
+        "so no all, else all); the held-out images of CIFAR-10 are its test images",
     )
     group.add_argument(
         "--n", "-n", type=int, help="number of samples (default: all of the split); -n under torchrun"

@@ -33,7 +33,8 @@ def add_extraction(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--samples",
-        help="models: digits, noise, or a path of images (default: those of the feature file, else digits)",
+        help="models: digits, shapes32, noise, hf:NAME, or a path of images (default: those of the feature "
+        "file, else digits)",
     )
     group.add_argument("--split", help="models: part of the samples, such as held-out, train, test or all")
     group.add_argument("--n", "-n", type=int, help="models: number of samples (default: all of the split)")
@@ -308,7 +309,8 @@ def _splits(location: str, options: Mapping[str, Any], guess: bool) -> list[str 
     if "split" in options:
         return [options["split"]]
     first: list[str | None] = ["held-out" if location == "digits" else None]
-    return first + (["all", "train"] if location == "digits" else ["train", "test"]) if guess else first
+    # Every other source has these two; the test images of CIFAR-10 are those that it holds out.
+    return first + (["all", "train"] if location == "digits" else ["train", "held-out"]) if guess else first
 
 
 def _noise(n: int, seed: int, model: Denoiser) -> SampleSet:
@@ -334,10 +336,11 @@ def _agreed(samples: SampleSet, like: FeatureStore | None, allowed: bool) -> Sam
 
 
 def _location(like: FeatureStore | None) -> str:
+    from featlens.sources.shapes import find_shapes
     from featlens.store.open import shown
 
     name = "digits" if like is None else str(like.manifest.get("sample_set", ""))
-    if like is None or name in ("digits", "noise"):
+    if like is None or name in ("digits", "noise") or find_shapes(name) is not None:
         return name
     raise UsageError(
         f"{like.path} was made of {shown(name) if name else 'samples it does not name'}, whose place is not "

@@ -9,6 +9,7 @@ standard deviation of each channel, the sigma_data to train with, labels, exact 
 
   featlens inspect teacher.h5 --verify
   featlens inspect runs/digits/teacher
+  featlens inspect edm-cifar10-32x32-uncond-vp.pkl
   featlens inspect images/ --n 5000
 """
 
@@ -24,6 +25,7 @@ from featlens.cli.parser import add_json
 __all__ = ["add_arguments", "run"]
 
 DATA_SUFFIXES = (".npy", ".npz", ".zip", ".tar.gz", ".tgz")
+MODEL_SUFFIXES = (".safetensors", ".pkl")
 MODEL_FILES = ("run.json", "config.json", "model_index.json", "study.toml")
 
 
@@ -52,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     asked = next((name for name in ("n", "split", "values") if getattr(args, name) is not None), None)
     is_data = _is_data(args.target, forced=asked is not None)
     path = Path(args.target)
-    is_file = path.suffix in (".h5", ".hdf5") or (path.is_file() and path.suffix != ".safetensors")
+    is_file = path.suffix in (".h5", ".hdf5") or (
+        path.is_file() and path.suffix.lower() not in MODEL_SUFFIXES
+    )
     if args.verify and (is_data or not is_file):
         kind = "a set of images" if is_data else "a model"
         raise UsageError(f"--verify reads feature files; {args.target} is {kind}")

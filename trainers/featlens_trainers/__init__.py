@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featlens_trainers.body import start_body, train_body
-    from featlens_trainers.data import ImageData, LazyData, Prefetch, TensorData, load_data
+    from featlens_trainers.data import ImageData, LazyData, TensorData, load_data, read_ahead
     from featlens_trainers.directions import (
         DIVERGENCES,
         DiffInstruct,
@@ -70,7 +70,6 @@ _HOME = {
     "NamedInit": "settings",
     "Noised": "directions",
     "OneStepGenerator": "sampler",
-    "Prefetch": "data",
     "RatioConfig": "networks",
     "RatioDirection": "directions",
     "RatioNetwork": "networks",
@@ -99,6 +98,7 @@ _HOME = {
     "make_engine": "engine",
     "memory_advice": "engine",
     "parse_init": "settings",
+    "read_ahead": "data",
     "resolve_study": "presets",
     "start_body": "body",
     "start_distillation": "distillation",
@@ -124,7 +124,6 @@ __all__ = [
     "NamedInit",
     "Noised",
     "OneStepGenerator",
-    "Prefetch",
     "RatioConfig",
     "RatioDirection",
     "RatioNetwork",
@@ -153,6 +152,7 @@ __all__ = [
     "make_engine",
     "memory_advice",
     "parse_init",
+    "read_ahead",
     "resolve_study",
     "start_body",
     "start_distillation",

@@ -16,7 +16,7 @@ from featlens.denoiser import EDMDenoiser
 from featlens.errors import UsageError
 from featlens.weights import roles
 from featlens_trainers.batches import Batches
-from featlens_trainers.data import ImageData, as_data
+from featlens_trainers.data import ImageData, as_data, read_ahead
 from featlens_trainers.ema import Average, HalfLife, ema_copy
 from featlens_trainers.engine import Engine
 from featlens_trainers.networks.layers import group_norm, linear
@@ -163,9 +163,11 @@ def train_body(
     engine = engine or Engine(next(body.parameters()).device)
     body.train()
     batches = Batches(len(data), config.batch, seed)
+    places = engine.parts(config.batch)
     while training.images < config.images:
         images = training.images
         losses = _losses(body, data, batches(images), config, seed, images, engine)
+        read_ahead(data, batches, images + config.batch, config.images, places)
         rate = learning_rate(images + config.batch, config.lr, config.ramp_images, config.images)
         set_learning_rate(optimizer, rate)
         loss = update(engine, optimizer, losses, "the loss of the classifier's body", images)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from featlens.errors import FeatlensError, UsageError
 from featlens_trainers.batches import Batches
-from featlens_trainers.data import ImageData, as_data
+from featlens_trainers.data import ImageData, as_data, read_ahead
 from featlens_trainers.settings import ClassifierConfig
 from featlens_trainers.snapshots import load_weights, read_tensors, write_tensors
 from featlens_trainers.training import (
@@ -123,6 +123,7 @@ def train_classifier(
     while training.images < config.images:
         images, truth = data.batch(batches(training.images))
         assert truth is not None
+        read_ahead(data, batches, training.images + config.batch, config.images)
         numbers = stream(seed, "classifier", training.images)
         x = _augmented(images.to(device), numbers)
         loss = functional.cross_entropy(classifier(x), truth.to(device))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +16,17 @@ from featlens.errors import FeatlensError, UsageError
 from featlens.files import human_bytes
 from featlens.samples import Progress, SampleSet
 from featlens.sources import LazyImages
+from featlens_trainers.ahead import ReadAhead
 
-__all__ = ["ImageData", "LazyData", "Prefetch", "TensorData", "as_data", "load_data", "require_labels"]
+__all__ = [
+    "ImageData",
+    "LazyData",
+    "TensorData",
+    "as_data",
+    "load_data",
+    "read_ahead",
+    "require_labels",
+]
 
 HELD_BYTES = 2**30
 """Images that take at most this much in float32 are held in memory."""
@@ -121,6 +128,10 @@ class LazyData:
 
     samples: SampleSet
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _ahead: ReadAhead = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ahead", ReadAhead(self.samples))
 
     @property
     def name(self) -> str:
@@ -152,9 +163,9 @@ class LazyData:
         return len(self.samples)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of the given rows, read now."""
+        """Images and labels of the given rows, read now unless :meth:`ahead` has had the same rows read."""
         chosen = rows.cpu().numpy()
-        images = torch.from_numpy(np.ascontiguousarray(self.samples.images[chosen]))
+        images = torch.from_numpy(self._ahead.take(chosen))
         labels = None if self.samples.labels is None else torch.from_numpy(self.samples.labels[chosen])
         return self._placed(images), None if labels is None else self._placed(labels)
 
@@ -163,9 +174,20 @@ class LazyData:
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
 
+    def ahead(self, *rows: Tensor) -> None:
+        """Have batches read in the background, for :meth:`batch` to take by the same row numbers.
+
+        The batches of this call and of the one before it wait in memory until they are taken; what was
+        planned earlier is dropped. What goes wrong in the background is raised by :meth:`batch`.
+        """
+        self._ahead.plan([part.cpu().numpy() for part in rows])
+
     def to(self, device: torch.device | str) -> LazyData:
         """The same data, its batches on ``device``."""
-        return replace(self, device=torch.device(device))
+        moved = replace(self, device=torch.device(device))
+        # What is being read is not on any device yet.
+        object.__setattr__(moved, "_ahead", self._ahead)
+        return moved
 
 
 def load_data(
@@ -268,67 +290,40 @@ def require_labels(data: ImageData, classes: int, who: str) -> None:
         )
 
 
-class Prefetch:
-    """Batches by the images seen so far, the next ones read in the background meanwhile.
+# --- reading ahead ------------------------------------------------------------------------------------------
 
-    What comes depends on ``rows_at`` alone; reading ahead changes when it is read, never what. Data that is
-    in memory is not read ahead. Use as a context, or :meth:`close` it.
+
+def read_ahead(
+    data: ImageData,
+    rows_at: Callable[[int], Tensor],
+    start: int,
+    end: int,
+    places: Sequence[slice] | None = None,
+) -> None:
+    """Have the next step's images read in the background, where the data is read as asked for.
+
+    To be called once a step, by loops and by one's own. It changes when images are read, never which.
 
     Parameters
     ----------
     data
-        What is read.
+        What the step will take its batch from; of data in memory nothing is read.
     rows_at
         Row numbers of the batch that starts after a number of images, such as
         :class:`~featlens_trainers.batches.Batches`.
-    step
-        Images from one batch to the next.
-    ahead
-        Number of batches that may wait in memory.
+    start
+        Images seen when the next step begins.
+    end
+        Images after which no step begins.
+    places
+        Parts in which the step will ask for its batch; by default all at once.
 
     Examples
     --------
-    >>> data = TensorData(torch.arange(6.0)[:, None])
-    >>> with Prefetch(data, lambda images: torch.arange(images, images + 2) % 6, step=2) as batches:
-    ...     batches(4)[0].flatten().tolist(), batches(6)[0].flatten().tolist()
-    ([4.0, 5.0], [0.0, 1.0])
+    >>> rows_at = lambda images: torch.arange(images, images + 2)
+    >>> read_ahead(TensorData(torch.zeros(4, 1, 8, 8)), rows_at, start=2, end=4)
     """
-
-    def __init__(self, data: ImageData, rows_at: Callable[[int], Tensor], step: int, ahead: int = 2) -> None:
-        self.data, self._rows_at, self._step = data, rows_at, step
-        self._ahead = 0 if isinstance(data, TensorData) else ahead
-        self._waiting: dict[int, Future[tuple[Tensor, Tensor | None]]] = {}
-        self._readers: ThreadPoolExecutor | None = None
-
-    def __call__(self, images: int) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of the batch that starts after ``images`` images."""
-        if not self._ahead:
-            return self.data.batch(self._rows_at(images))
-        wanted = [images + self._step * k for k in range(1 + self._ahead)]
-        for start in [start for start in self._waiting if start not in wanted]:
-            self._waiting.pop(start).cancel()
-        for start in wanted:
-            if start not in self._waiting:
-                # Row numbers are asked for here, not in a reader: a shuffle is made once and in order.
-                self._waiting[start] = self._pool().submit(self.data.batch, self._rows_at(start))
-        return self._waiting.pop(images).result()
-
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(self._ahead, thread_name_prefix="featlens-data")
-        return self._readers
-
-    def close(self) -> None:
-        """Forget what waits and end the readers."""
-        self._waiting.clear()
-        if self._readers is not None:
-            self._readers.shutdown(wait=True, cancel_futures=True)
-            self._readers = None
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    if not isinstance(data, LazyData) or start >= end:
+        return
+    rows = rows_at(start)
+    data.ahead(*([rows] if places is None else [rows[place] for place in places]))

@@ -25,6 +25,9 @@ __all__ = ["Diagnosis", "SigmaBin", "auc", "calibration_error", "diagnose", "ide
 LEAST_NEIGHBOURS = 2.0
 """Below this effective number of images the ideal denoiser of a bank shows single images."""
 
+CHUNK = 64
+"""Images that go through a network at once: a step's share of a large network, not all that are looked at."""
+
 
 @dataclass(frozen=True)
 class SigmaBin:
@@ -46,7 +49,8 @@ class SigmaBin:
         The same times the divergence's weight r^2 f''(r): what reaches the generator.
     teacher_gap, teacher_cosine
         Relative error and cosine of sigma^2 grad h to D_teacher - D_student, with D_student the ideal
-        denoiser of generated images; NaN without a teacher, or where too few of them carry it.
+        denoiser of generated images, of the same class where the teacher is conditional; NaN without a
+        teacher, or where too few of them carry it.
     neighbours
         Effective number of generated images behind that ideal denoiser.
     """
@@ -119,18 +123,45 @@ def calibration_error(real: Tensor, fake: Tensor, bins: int = 10) -> float:
     return sum(count * gap for count, gap in gaps) / len(logits)
 
 
-def ideal_denoiser(x: Tensor, sigma: float, bank: Tensor) -> tuple[Tensor, Tensor]:
+def ideal_denoiser(
+    x: Tensor, sigma: float, bank: Tensor, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The denoiser of the distribution of ``bank`` (M, ...) at ``x`` (B, ...), and its neighbours (B,).
 
     ``D(x) = sum_i w_i y_i`` with ``w = softmax(-|x - y_i|^2 / (2 sigma^2))`` (arXiv 2206.00364, appendix
-    B.3); the effective number of neighbours is ``1 / sum_i w_i^2``.
+    B.3); the effective number of neighbours is ``1 / sum_i w_i^2``. With ``allowed`` (B, M) each x has only
+    those images; where there is none, the answer is 0 and the number of neighbours 0.
     """
     distance = torch.cdist(x.flatten(1), bank.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    weight = torch.softmax(-distance.square() / (2 * sigma**2), dim=1)
-    return (weight @ bank.flatten(1)).reshape(x.shape), 1 / weight.square().sum(1)
+    logits = -distance.square() / (2 * sigma**2)
+    if allowed is None:
+        weight = torch.softmax(logits, dim=1)
+    else:
+        weight = torch.softmax(logits.masked_fill(~allowed, -math.inf), dim=1)
+        weight = weight.masked_fill(~allowed.any(1, keepdim=True), 0.0)
+    total = weight.square().sum(1)
+    neighbours = torch.where(total > 0, 1 / total, total)
+    return (weight @ bank.flatten(1)).reshape(x.shape), neighbours
 
 
 Generator = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Images that are looked at: real ones, generated ones, their labels."""
+
+    real: Tensor
+    fake: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """Generated images (M, C, H, W) and, where classes are kept apart, their labels (M,)."""
+
+    images: Tensor
+    labels: Tensor | None
 
 
 @torch.no_grad()
@@ -172,13 +203,15 @@ def diagnose(
     real, labels = data.batch(rows)
     real = real.to(device)
     labels = None if labels is None else labels.to(device)
-    fake = generator(torch.randn(real.shape, generator=numbers).to(device), labels)
+    fake = _generated(generator, torch.randn(real.shape, generator=numbers), labels, device)
     bank = None
     if teacher is not None and ratio is not None and config.bank:
         more = torch.randint(len(data), (config.bank,), generator=numbers)
         many_labels = None if labels is None else data.batch(more)[1]
-        z = torch.randn((config.bank, *real.shape[1:]), generator=numbers).to(device)
-        bank = generator(z, None if many_labels is None else many_labels.to(device))
+        many_labels = None if many_labels is None else many_labels.to(device)
+        z = torch.randn((config.bank, *real.shape[1:]), generator=numbers)
+        made = _generated(generator, z, many_labels, device)
+        bank = _Bank(made, many_labels if getattr(teacher, "num_labels", 0) else None)
     bins = []
     was = ratio.training if ratio is not None else False
     if ratio is not None:
@@ -186,12 +219,25 @@ def diagnose(
     try:
         for sigma in config.sigmas:
             noise = torch.randn((2, *real.shape), generator=numbers).to(device)
-            noised = real + sigma * noise[0], fake + sigma * noise[1]
-            bins.append(_look(sigma, *noised, labels, ratio, weight, teacher, bank))
+            noised = _Looked(real + sigma * noise[0], fake + sigma * noise[1], labels)
+            bins.append(
+                SigmaBin(sigma) if ratio is None else _look(sigma, noised, ratio, weight, teacher, bank)
+            )
     finally:
         if ratio is not None:
             ratio.train(was)
-    return Diagnosis(images, tuple(bins), _spread(fake) / _spread(real))
+    return Diagnosis(images, tuple(bins), _spread(fake) / max(_spread(real), 1e-12))
+
+
+def _generated(generator: Generator, z: Tensor, labels: Tensor | None, device: torch.device | str) -> Tensor:
+    """Images of latents, some at a time."""
+    return torch.cat(
+        [generator(z[part].to(device), None if labels is None else labels[part]) for part in _chunks(len(z))]
+    )
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
 
 
 def _spread(images: Tensor) -> float:
@@ -201,24 +247,24 @@ def _spread(images: Tensor) -> float:
 
 def _look(
     sigma: float,
-    real: Tensor,
-    fake: Tensor,
-    labels: Tensor | None,
-    ratio: nn.Module | None,
+    noised: _Looked,
+    ratio: nn.Module,
     weight: Callable[[Tensor], Tensor] | None,
     teacher: nn.Module | None,
-    bank: Tensor | None,
+    bank: _Bank | None,
 ) -> SigmaBin:
-    if ratio is None:
-        return SigmaBin(sigma)
-    level = torch.full((len(real),), sigma, device=real.device)
-    real_logit = ratio(real, level, labels)
-    leaf = fake.detach().requires_grad_(True)
-    with torch.enable_grad():
-        fake_logit = ratio(leaf, level, labels)
-        (slope,) = torch.autograd.grad(fake_logit.sum(), leaf)
-    direction = sigma**2 * slope
-    fake_logit = fake_logit.detach()
+    real_logits, fake_logits, directions = [], [], []
+    for part in _chunks(len(noised.real)):
+        labels = None if noised.labels is None else noised.labels[part]
+        leaf = noised.fake[part].detach().requires_grad_(True)
+        level = leaf.new_full((len(leaf),), sigma)
+        real_logits.append(ratio(noised.real[part], level, labels))
+        with torch.enable_grad():
+            fake_logit = ratio(leaf, level, labels)
+            (slope,) = torch.autograd.grad(fake_logit.sum(), leaf)
+        fake_logits.append(fake_logit.detach())
+        directions.append(sigma**2 * slope)
+    real_logit, fake_logit, direction = map(torch.cat, (real_logits, fake_logits, directions))
     norm = direction.flatten(1).norm(dim=1)
     found: dict[str, float] = {
         "auc": auc(real_logit, fake_logit),
@@ -230,20 +276,27 @@ def _look(
         "pull": float((norm * (weight or torch.ones_like)(fake_logit)).mean()),
     }
     if teacher is not None and bank is not None:
-        found |= _against_teacher(direction, fake, level, labels, teacher, bank)
+        found |= _against_teacher(direction, noised.fake, sigma, noised.labels, teacher, bank)
     return SigmaBin(sigma, **found)
 
 
 def _against_teacher(
-    direction: Tensor, x: Tensor, level: Tensor, labels: Tensor | None, teacher: nn.Module, bank: Tensor
+    direction: Tensor, x: Tensor, sigma: float, labels: Tensor | None, teacher: nn.Module, bank: _Bank
 ) -> Mapping[str, float]:
     """Relative error and cosine of the direction to D_teacher - D_student."""
-    student, neighbours = ideal_denoiser(x, float(level[0]), bank)
-    wanted = (teacher(x, level, labels) - student).flatten(1)
+    # Of a conditional teacher the difference is within a class: the student's share of it is so as well.
+    allowed = None if bank.labels is None or labels is None else labels[:, None] == bank.labels[None]
+    student, neighbours = ideal_denoiser(x, sigma, bank.images, allowed)
     carried = float(neighbours.median())
     if carried < LEAST_NEIGHBOURS:
         return {"neighbours": carried}
-    flat = direction.flatten(1)
+    estimates = [
+        teacher(x[part], x.new_full((len(x[part]),), sigma), None if labels is None else labels[part])
+        for part in _chunks(len(x))
+    ]
+    known = neighbours > 0
+    wanted = (torch.cat(estimates) - student).flatten(1)[known]
+    flat = direction.flatten(1)[known]
     gap = (flat - wanted).norm(dim=1).square().mean().sqrt() / wanted.norm(dim=1).square().mean().sqrt()
     cosine = nn.functional.cosine_similarity(flat, wanted, dim=1).mean()
     return {"teacher_gap": float(gap), "teacher_cosine": float(cosine), "neighbours": carried}

@@ -13,7 +13,7 @@ from featlens.denoiser import Denoiser, EDMDenoiser, column
 from featlens.errors import UsageError, choices_hint
 from featlens.seeds import derive
 from featlens_trainers.batches import Batches, balanced_labels
-from featlens_trainers.data import ImageData, as_data
+from featlens_trainers.data import ImageData, as_data, read_ahead
 from featlens_trainers.directions import Direction, Noised, make_direction
 from featlens_trainers.ema import profiles, tracked
 from featlens_trainers.engine import Engine
@@ -107,7 +107,7 @@ def distill(
                 parts = batches.draw(at, turn, numbers)
                 # The generator moves on the images of the critic's last update; their graph is made once.
                 keep = moves and turn == config.critic_updates - 1
-                optimizer = _ready(training, critic, config, at)
+                optimizer = _ready(training, critic, config, batches.start(at, turn))
                 what = f"the {critic.replace('_', ' ').replace('ratio', 'ratio network')}'s loss"
                 update(engine, optimizer, losses.of_critic(parts, keep), what, at, batches.advise)
             if moves:
@@ -213,10 +213,15 @@ class _Batches:
         self.places = engine.parts(config.batch)
         self.whole = self.places == [slice(0, config.batch)]
 
+    def start(self, at: int, turn: int) -> int:
+        """Images that the critic has seen before its update number ``turn`` after ``at`` images."""
+        return at * self.config.critic_updates + turn * self.config.batch
+
     def draw(self, at: int, turn: int, numbers: torch.Generator) -> list[_Part]:
         """Images, labels, latents and noise of the critic's update number ``turn`` after ``at`` images."""
         config, device = self.config, self.engine.device
-        rows = self.rows(at * config.critic_updates + turn * config.batch)
+        start = self.start(at, turn)
+        rows = self.rows(start)
         self.advise = functools.partial(why_not_finite, self.data, rows)
         asked = None
         if self.classes and config.fake_labels == "balanced":
@@ -233,6 +238,8 @@ class _Batches:
             parts.append(
                 _Part(place, masks, real.to(device), labels, wanted, z[place].to(device), empty, empty, empty)
             )
+        end = config.images * config.critic_updates
+        read_ahead(self.data, self.rows, start + config.batch, end, self.places)
         self.draw_noise(parts, config.critic_noise or config.noise, numbers)
         return parts
 

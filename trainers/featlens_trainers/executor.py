@@ -71,11 +71,14 @@ class _Running:
     outcome: Outcome | None = None
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], workers: int, monitor: Monitor, together: bool = False
+) -> dict[str, Outcome]:
     """Run all jobs, at most ``workers`` at once, in the order given where dependencies allow.
 
     With ``workers`` 0 they run one after the other in this process. On KeyboardInterrupt the workers are
-    stopped; what they saved stays.
+    stopped; what they saved stays. Where several processes do the same jobs ``together``, none starts after a
+    failure: the others may be in the middle of the job that failed here, and would wait for this process.
     """
     if workers < 0:
         raise UsageError(f"jobs: the number of processes must be at least 0 (0: this process), got {workers}")
@@ -87,6 +90,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, monitor: Monitor) -> dict[str, O
             for job in _ready(waiting, outcomes, 1, monitor):
                 outcomes[job.name] = _run_here(job, monitor)
                 monitor.ended(job.name, outcomes[job.name])
+                if together and outcomes[job.name].status == "failed":
+                    return outcomes
         return outcomes
     context = _context()
     running: dict[str, _Running] = {}

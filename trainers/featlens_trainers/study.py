@@ -220,7 +220,7 @@ class Study:
         with contextlib.ExitStack() as held:
             if engine.main:
                 held.enter_context(lock(self.folder / ".lock", f"the study in {self.folder}"))
-            outcomes = run_jobs(todo, 0, held.enter_context(heard(len(todo))))
+            outcomes = run_jobs(todo, 0, held.enter_context(heard(len(todo))), together=engine.world > 1)
         failed = {name: outcome for name, outcome in outcomes.items() if outcome.status != "done"}
         if failed:
             raise FeatlensError(_failure_line(failed))

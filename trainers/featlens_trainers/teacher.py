@@ -16,7 +16,7 @@ from featlens.errors import UsageError, choices_hint
 from featlens.seeds import derive, sample_noise
 from featlens_trainers.augment import AUGMENT_LABELS, augmentation_labels, draw_augmentation, warp
 from featlens_trainers.batches import Batches
-from featlens_trainers.data import ImageData, as_data
+from featlens_trainers.data import ImageData, as_data, read_ahead
 from featlens_trainers.ema import profiles, tracked
 from featlens_trainers.engine import Engine
 from featlens_trainers.noise import draw_sigma
@@ -105,9 +105,11 @@ def train_teacher(
     engine = engine or _engine_of(denoiser)
     network = cast(EDMDenoiser, engine.faster(denoiser.train()))
     batches = Batches(len(data), config.batch, seed)
+    places = engine.parts(config.batch)
     while training.images < config.images:
         draws = _draw(batches(training.images), data.shape, config, seed, training.images)
         losses = _denoising_losses(network, data, draws, engine)
+        read_ahead(data, batches, training.images + config.batch, config.images, places)
         set_learning_rate(optimizer, _rate(training, config, config.images if config.decay else None))
         advise = functools.partial(why_not_finite, data, draws.rows)
         loss = update(engine, optimizer, losses, "the denoising loss", training.images, advise)

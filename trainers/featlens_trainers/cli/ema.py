@@ -1,6 +1,6 @@
 """Reconstruct a weight average of another width from a run's snapshots, after training.
 
-The run has to have kept snapshots of two power-function averages (teacher.ema_powers and snapshot_images). The
+The run has to have kept snapshots of two power-function averages (teacher.ema_powers, snapshot_images). The
 result is a snapshot that sample, evaluate, extract and distill --teacher take.
 
   featlens ema runs/cifar10/teacher --std 0.12 -o ema-0.12.safetensors

@@ -177,17 +177,19 @@ def new_folder(out: Path, force: bool = False) -> Iterator[Path]:
         ``out`` is there and ``force`` is not given, or is nothing that a conversion wrote.
     """
     require_free(out, force)
-    make_folder(out.parent)
     temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    make_folder(temporary)
     try:
+        make_folder(temporary)
         yield temporary
         (temporary / ".lock").unlink(missing_ok=True)
         # It may have been made since.
         require_free(out, force)
         _put(temporary, out)
-    except OSError as error:
-        raise explain_os_error(error, out) from error
+    except (OSError, FeatlensError) as error:
+        known = explain_os_error(error, out) if isinstance(error, OSError) else error
+        # The temporary folder is gone when this is read, and conversions have no -o.
+        said = str(known).replace(str(temporary), str(out))
+        raise type(known)(said.replace("another output with -o", "another name")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

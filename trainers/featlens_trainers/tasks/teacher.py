@@ -148,6 +148,8 @@ def _run_denoiser(
         if not run.done:
             training = _denoise(run, config, settings, report)
             run.finish(**about(denoiser_of(training.networks["ema"]), run))
+            # Who goes on sooner may look for the snapshot before the main process has written it.
+            engine.wait()
 
 
 def _run_single_sigma(study: Path, config: StudyConfig, engine: Engine, report: Report | None) -> None:
@@ -224,6 +226,7 @@ def _finish(
         path = run.snapshot_path(training.images)
         save_denoiser(path, network, sigma_init=config.distill.sigma_init, images=training.images)
     run.finish(**about(network, run))
+    run.engine.wait()
 
 
 CONTROLS: dict[str, Callable[[Path, StudyConfig, Engine, Report | None], None]] = {
