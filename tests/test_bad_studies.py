@@ -72,6 +72,15 @@ def test_a_folder_of_another_configuration_is_left_alone(
     assert file_digests(tiny_study) == before
 
 
+def test_a_changed_loss_setting_is_not_overlooked_in_a_study(
+    tiny_study: Path, tiny_toml: Path, fail: Any, file_digests: Any
+) -> None:
+    before = file_digests(tiny_study)
+    line = fail(2, "distill", tiny_toml, "-o", tiny_study, "--set", "distill.lr=0.123", "--dry-run")
+    assert "distill.lr: 0.0003 there, 0.123 asked for" in line
+    assert file_digests(tiny_study) == before
+
+
 @pytest.mark.parametrize("name", ["study", "train", "distill"])
 def test_the_folder_of_a_single_run_is_no_study(
     tiny_study: Path, tiny_toml: Path, fail: Any, name: str, file_digests: Any
@@ -106,3 +115,33 @@ def test_report_needs_a_study(tiny_study: Path, tmp_path: Path, fail: Any) -> No
     assert "holds a single run" in fail(2, "report", tiny_study / "teacher")
     (tmp_path / "study.toml").write_text("[teacher\n")
     assert "is not valid TOML" in fail(2, "report", tmp_path)
+
+
+# --- what is needed only after hours is refused at once ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "said"),
+    [
+        ("", ["--teacher", "nowhere"], "no teacher at nowhere"),
+        ("", ["--teacher", "{file}"], "'featlens convert {file} RUN' makes a run of a .pkl"),
+        ("", ["--teacher", "{folder}"], "'featlens convert {folder} RUN' makes a run of a .pkl"),
+        ("", ["--loss", "python:nowhere_at_all:f"], "nowhere_at_all"),
+        ("", ["--set", "distill.weighting=python:nowhere_at_all:f"], "nowhere_at_all"),
+        ("match = 'dex.*'\ntake = 'teacher'", ["--init", "mine"], "dex.*"),
+        ("match = 'dec.*'\ntake = 'copy'\nsource = 'nowhere'", ["--init", "mine"], "no source 'nowhere'"),
+    ],
+)
+def test_what_a_student_needs_is_looked_at_before_anything_is_trained(
+    tmp_path: Path, fail: Any, settings: str, words: list[str], said: str
+) -> None:
+    file, folder = tmp_path / "edm.pkl", tmp_path / "diffusers"
+    file.write_bytes(b"x")
+    folder.mkdir()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"[[custom]]\nname = 'mine'\n[[custom.rules]]\n{settings}\n" if settings else "")
+    given = [word.format(file=file, folder=folder) for word in words]
+    code = 1 if "no source" in said else 2
+    line = fail(code, "distill", mine, "-o", tmp_path / "new", *given)
+    assert said.format(file=file, folder=folder) in line
+    assert not (tmp_path / "new").exists()

@@ -15,7 +15,7 @@ from PIL import Image
 from featlens import SampleSet
 from featlens.cli import main
 from featlens_trainers import resolve_study
-from featlens_trainers.evaluation import load_cards
+from featlens_trainers.evaluation import images_of, load_cards
 from featlens_trainers.initialisation import seeded
 from featlens_trainers.networks import RatioNetwork
 from featlens_trainers.runs import newest_snapshot
@@ -287,3 +287,30 @@ def test_a_run_without_a_ratio_network(tiny_study: Path, tmp_path: Path, fail: A
     assert "--best-of must be at least 1" in fail(
         2, "sample", folder, "--best-of", "0", "-o", tmp_path / "x.png"
     )
+
+
+def test_a_single_training_is_measured_against_what_it_held_out(
+    student: Path, tmp_path: Path, call: Any
+) -> None:
+    """Of a folder without study.toml the run says which images it did not see, of which file and how many."""
+    images = SampleSet.load("digits", split="train").images
+    np.save(tmp_path / "mine.npy", (images[:200] + 1) / 2)
+    (student.parent / "study.toml").unlink()
+    path = student / "run.json"
+    record = json.loads(path.read_text())
+    mine = str(tmp_path / "mine.npy")
+    record["config"] |= {"data": mine, "values": "[0,1]", "holdout": 60, "seed": 7}
+    path.write_text(json.dumps(record))
+    text = call("evaluate", student, *QUICK, "-o", tmp_path / "card.json")
+    assert text.splitlines()[0].startswith(f"40 images, 1 evaluations each, against 60 of {mine} (held-out)")
+    held = SampleSet.load(mine, seed=7, split="held-out", values="[0,1]", holdout=60)
+    (card,) = load_cards(tmp_path / "card.json")
+    assert card.reference_images["digest"] == images_of(held, "held").digest()
+
+
+def test_a_file_of_several_cards_is_refused_before_anything_is_drawn(
+    student: Path, tmp_path: Path, call: Any, fail: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("evaluate", student, *QUICK, "--best-of", "1,2", "-o", tmp_path / "k.json")
+    monkeypatch.setattr("featlens_trainers.cli.evaluate._measured", lambda *_: pytest.fail("measured"))
+    assert "holds 2 cards" in fail(2, "evaluate", student, *QUICK, "--against", tmp_path / "k.json")

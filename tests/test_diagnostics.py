@@ -20,10 +20,12 @@ from featlens_trainers.diagnostics import (
     Diagnosis,
     SigmaBin,
     auc,
+    bin_shares,
     calibration_error,
     diagnose,
     ideal_denoiser,
 )
+from featlens_trainers.settings import NoiseConfig
 from featlens_trainers.settings.diagnostics import DiagnosticsConfig
 from featlens_trainers.training import TrainingError
 
@@ -290,6 +292,19 @@ def test_saturation_stops_and_a_sure_network_that_still_pulls_does_not() -> None
     alarms.hear(said(6, auc=1.0, pull=1e-5))
     with pytest.raises(TrainingError, match="does not saturate"):
         alarms.hear(said(7, auc=1.0, pull=1e-5))
+
+
+def test_noise_levels_that_the_generator_never_meets_do_not_count() -> None:
+    alarms = Alarms({})
+    bins = (SigmaBin(0.5, auc=1.0, pull=1e-6), SigmaBin(10.0, auc=0.5, pull=2.0))
+    shares = bin_shares([0.5, 10.0], NoiseConfig(mean=-1.2, std=0.3))
+    assert shares == [1.0, 0.0]
+    alarms.hear(said(0), shares)
+    for images in (1, 2, 3):
+        alarms.hear(Diagnosis(images, bins, 1.0))
+    alarms.hear(Diagnosis(4, bins, 1.0), shares)
+    with pytest.raises(TrainingError, match="gives no direction"):
+        alarms.hear(Diagnosis(5, bins, 1.0), shares)
 
 
 def test_what_alarms_remember_survives_a_resume() -> None:

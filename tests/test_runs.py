@@ -336,7 +336,7 @@ def test_runs_killed_at_any_moment_end_like_one_left_alone(tmp_path: Path, monke
     monkeypatch.setattr(Run, "drive", Run.drive)
     name = {"teacher": "teacher", "student": "student-random-random-js-s0"}[what]
     work(tmp_path / "whole", str(settings), what, 0, 0.0)
-    for after, pause in ((40, 0.03), (120, 0.001)):
+    for after, pause in ((80, 0.03), (140, 0.001)):
         arguments = (tmp_path / "cut", str(settings), what, after, pause)
         process = executor._context().Process(target=work, args=arguments)
         process.start()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,8 @@ bank = 16
 name = "norms_and_coarse"
 rules = [{match = "role:norm", take = "teacher"}, {match = "enc.8x8_*", take = "interpolate", amount = 0.5}]
 """
+
+NAME = "student-teacher-random-reverse_kl-s0"
 
 Call = Callable[..., str]
 
@@ -180,6 +183,29 @@ def test_labels_that_do_not_fit_are_refused(shapes: Path, tmp_path: Path, fail: 
     assert not (tmp_path / "new").exists()
 
 
+def test_images_without_labels_train_without_a_verdict_on_quality(
+    shapes: Path, tmp_path: Path, call: Call, fail: Any
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    out, data = tmp_path / "new", ("--data", tmp_path / "images.npy", "--set", "train_images=40")
+    where = ("-o", out, *data, "--set", "network.labels=0")
+    assert call("distill", shapes, *where).splitlines()[-1] == str(out / NAME)
+    lines = [line for line in read_stats(out / NAME) if "diversity" in line]
+    assert [line["images"] for line in lines] == [0, 32, 64]
+    assert not any("frechet" in line for line in lines)
+    assert (read_run(out / NAME)["info"]["quality"], (out / "classifier").exists()) == ({}, False)
+    assert "has no labels" in fail(2, "train", shapes, "-o", tmp_path / "other", *data)
+
+
+def test_quality_can_be_measured_in_features_of_ones_own(shapes: Path, tmp_path: Path, call: Call) -> None:
+    (tmp_path / "mine.py").write_text("def features(x):\n    return x.flatten(1)[:, :7].double()\n")
+    extractor = f"evaluation.extractor=python:{tmp_path / 'mine.py'}:features"
+    record = json.loads(call("train", shapes, "-o", tmp_path / "new", "--set", extractor, "--json"))
+    assert record["info"]["quality"]["heun"]["frechet"] > 0
+    assert "extractor" in record["config"] and "classifier" not in record["config"]
+
+
 def test_data_of_another_size_is_refused(tmp_path: Path, fail: Any) -> None:
     line = fail(2, "train", "shapes32", "--data", "digits", "-o", tmp_path / "new")
     assert "digits have 1 channel and resolution 8" in line
@@ -223,6 +249,12 @@ def test_one_real_step_needs_no_data(call: Call, tmp_path: Path, preset: str, ch
     assert set(found) == {"teacher", "student"}
     assert all(step["loss"] > 0 and step["seconds"] > 0 and step["memory_mb"] > 0 for step in found.values())
     assert not (tmp_path / "new").exists()
+
+
+def test_one_step_of_no_image_is_refused(fail: Fail) -> None:
+    assert "(--step-batch) must be at least 1, got 0" in fail(
+        2, "train", "digits", "--one-step", "--step-batch", "0"
+    )
 
 
 # --- ends ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from featlens_trainers.diagnostics import Diagnosis
@@ -20,7 +21,7 @@ FALLEN = 0.3
 """... if it has fallen below this share of its own best: a random start did not collapse."""
 
 TOLD_APART = 0.999
-"""AUC at every noise level from which on a ratio network counts as sure of everything."""
+"""Mean AUC over the noise levels that the generator meets, from which on a ratio network is sure of all."""
 
 VANISHED = 1e-3
 """... and the pull, as a share of the largest seen, below which it gives no direction any more."""
@@ -43,8 +44,15 @@ class Alarms:
     def __init__(self, notes: dict[str, Any], mode: str = "stop") -> None:
         self._notes, self._mode = notes, mode
 
-    def hear(self, diagnosis: Diagnosis) -> None:
+    def hear(self, diagnosis: Diagnosis, shares: Sequence[float] | None = None) -> None:
         """Take note of a diagnosis.
+
+        Parameters
+        ----------
+        diagnosis
+            At this moment.
+        shares
+            How much each noise level counts for saturation: how often the generator meets it (equal if None).
 
         Raises
         ------
@@ -55,14 +63,15 @@ class Alarms:
             return
         nothing = {"diversity": 0.0, "pull": 0.0, "collapse": 0, "saturation": 0}
         memory = self._notes.setdefault("alarms", nothing)
-        pull = _mean([entry.pull for entry in diagnosis.bins])
+        weights = [1.0] * len(diagnosis.bins) if shares is None else list(shares)
+        pull = _mean([entry.pull for entry in diagnosis.bins], weights)
         memory["diversity"] = max(memory["diversity"], _number(diagnosis.diversity))
         memory["pull"] = max(memory["pull"], pull)
         collapsed = (
             diagnosis.diversity < COLLAPSED and diagnosis.diversity < FALLEN * memory["diversity"]
         ) or not math.isfinite(diagnosis.diversity)
-        surely = [entry.auc for entry in diagnosis.bins if math.isfinite(entry.auc)]
-        saturated = bool(surely) and min(surely) > TOLD_APART and pull < VANISHED * memory["pull"]
+        told_apart = _mean([entry.auc for entry in diagnosis.bins], weights)
+        saturated = told_apart > TOLD_APART and pull < VANISHED * memory["pull"]
         self._count("collapse", collapsed, _COLLAPSE.format(diagnosis.diversity, diagnosis.images))
         self._count("saturation", saturated, _SATURATION.format(diagnosis.images))
 
@@ -85,9 +94,9 @@ _COLLAPSE = (
 )
 
 _SATURATION = (
-    "the ratio network tells all images apart at every noise level and gives no direction any more after "
-    "{:,} images; use a divergence that does not saturate (reverse_kl, softened_reverse_kl), lower "
-    "distill.ratio_lr, or raise sigma in distill.noise"
+    "the ratio network tells all images apart at the noise levels that count and gives no direction any "
+    "more after {:,} images; use a divergence that does not saturate (reverse_kl, softened_reverse_kl), "
+    "lower distill.ratio_lr, or raise sigma in distill.noise"
 )
 
 
@@ -95,6 +104,8 @@ def _number(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else 0.0
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Weighted mean of those values that are numbers, 0 if there are none."""
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if math.isfinite(value)]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else 0.0

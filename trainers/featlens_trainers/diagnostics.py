@@ -9,7 +9,7 @@ trained teacher knows, D_teacher - D_student.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from featlens_trainers.data import ImageData
+from featlens_trainers.noise import draw_sigma
+from featlens_trainers.settings import NoiseConfig
 from featlens_trainers.settings.diagnostics import DiagnosticsConfig
 from featlens_trainers.training import stream
 
-__all__ = ["Diagnosis", "SigmaBin", "auc", "calibration_error", "diagnose", "ideal_denoiser"]
+__all__ = ["Diagnosis", "SigmaBin", "auc", "bin_shares", "calibration_error", "diagnose", "ideal_denoiser"]
 
 LEAST_NEIGHBOURS = 2.0
 """Below this effective number of images the ideal denoiser of a bank shows single images."""
@@ -162,6 +164,19 @@ class _Bank:
 
     images: Tensor
     labels: Tensor | None
+
+
+def bin_shares(sigmas: Sequence[float], noise: NoiseConfig) -> list[float]:
+    """How often ``noise`` draws a level that is nearest, on a log scale, to each of ``sigmas``; sums to 1.
+
+    >>> from featlens_trainers.settings import NoiseConfig
+    >>> bin_shares([0.1, 1.0, 10.0], NoiseConfig(kind="fixed", sigma=2.0))
+    [0.0, 1.0, 0.0]
+    """
+    drawn = draw_sigma(noise, 4096, stream(0, "bins")).double().log()
+    centres = torch.tensor(list(sigmas), dtype=torch.float64).log()
+    nearest = (drawn[:, None] - centres[None]).abs().argmin(1)
+    return [float(share) for share in torch.bincount(nearest, minlength=len(centres)) / len(drawn)]
 
 
 @torch.no_grad()

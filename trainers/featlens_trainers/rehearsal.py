@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from featlens.errors import UsageError
 from featlens_trainers.data import TensorData
 from featlens_trainers.distillation import distill, start_distillation
 from featlens_trainers.engine import Engine
@@ -38,6 +39,8 @@ def one_step(config: StudyConfig, batch: int, engine: Engine) -> dict[str, dict[
 
     Returns seconds, loss and peak memory (on the CPU that of the process so far) of each.
     """
+    if batch < 1:
+        raise UsageError(f"the batch of the one step (--step-batch) must be at least 1, got {batch}")
     data = _generated(config, batch, engine.device)
     teacher = build_denoiser(config.network, config.sigma_data, 0).to(engine.device)
     settings = dataclasses.replace(config.teacher, images=batch, batch=batch, snapshot_images=0)

@@ -269,7 +269,8 @@ class Run:
                     report(step.images, total, "")
                 yield step
                 stop = self.engine.any(requested()) and step.images < total
-                if stop or (crossed(step.images, save_every, training) and step.images < total):
+                # At the end as well: what follows, sampling and measuring, may be cut short too.
+                if stop or crossed(step.images, save_every, training) or step.images >= total:
                     self.save(training)
                 if stop:
                     raise Stopped(

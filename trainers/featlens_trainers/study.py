@@ -136,6 +136,34 @@ class Study:
             for init in config.inits
         ]
 
+    def _require_inputs(self, students: Sequence[StudentSpec]) -> None:
+        """Refuse a teacher, loss, rule or source that cannot be had, before hours of training need it."""
+        import torch
+
+        from featlens.weights import select
+        from featlens_trainers.directions import resolve_divergence
+        from featlens_trainers.initialisation import load_source
+        from featlens_trainers.networks.build import bare_denoiser
+        from featlens_trainers.settings.initialisation import TRAINED
+        from featlens_trainers.weighting import resolve_weighting
+
+        config = self.config
+        if config.pretrained is not None:
+            _require_run(Path(config.pretrained))
+        with torch.device("meta"):
+            student = bare_denoiser(config.network, config.sigma_data)
+        for spec in students:
+            settings = config.loss(spec.divergence)
+            if settings.direction == "ratio":
+                resolve_divergence(settings.divergence, settings.clip)
+            if settings.weighting is not None:
+                resolve_weighting(settings.weighting)
+            init = config.initialisation(spec.init, spec.ratio)
+            for rule in init.student_rules():
+                select(student, rule.match)
+            for path in sorted(init.sources() - set(TRAINED)):
+                load_source(path)
+
     def run(
         self,
         jobs: int = 0,
@@ -171,6 +199,7 @@ class Study:
         from featlens_trainers.tasks import require_data
 
         _require_sites(self.config)
+        self._require_inputs(self.students())
         require_data(self.config)
         make_folder(self.folder)
         with lock(self.folder / ".lock", f"the study in {self.folder}"):
@@ -205,6 +234,7 @@ class Study:
         from featlens_trainers.monitor import progress_monitor, silent_monitor
         from featlens_trainers.tasks import require_data
 
+        self._require_inputs([spec for spec in self.students() if spec.name in names])
         require_data(self.config)
 
         known = {job.name: job for job in self.jobs(str(engine.device))}
@@ -253,6 +283,18 @@ def _require_sites(config: StudyConfig) -> None:
 
     with torch.device("meta"):
         sites(build_network(config.network), config.features.sites)
+
+
+def _require_run(path: Path) -> None:
+    """Refuse a teacher that is no run or snapshot of ours."""
+    if not path.exists():
+        raise UsageError(f"no teacher at {path}; give the folder of a run, or a snapshot in it")
+    ours = path.suffix == ".safetensors" if path.is_file() else (path / "snapshots").is_dir()
+    if not ours:
+        raise UsageError(
+            f"teacher {path}: expected the folder of a run, or a snapshot in it, found something else; "
+            f"'featlens convert {path} RUN' makes a run of a .pkl of EDM or a folder of diffusers"
+        )
 
 
 def _failure_line(failed: dict[str, Outcome]) -> str:

@@ -7,7 +7,7 @@ code 0.
 
   featlens distill digits --init features_only --ratio-init random --student-seed 0
   featlens distill digits --init decoder_only --loss js
-  featlens distill digits --loss sid --set distill.lr=1e-4
+  featlens distill digits --loss sid --ratio-init teacher --set distill.lr=1e-5
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "resolution:16, ... or a name of the settings' own (docs: initialise)",
     )
     parser.add_argument(
-        "--ratio-init", default="random", help="ratio network, or fake score: teacher (its encoder) or random"
+        "--ratio-init",
+        default="random",
+        help="ratio network: teacher (its encoder) or random (default); fake score of a rival: teacher, as "
+        "their authors do, or random",
     )
     parser.add_argument(
         "--loss",

@@ -89,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
     check_device(args.device)
     if args.out:
         make_folder(Path(args.out).parent)
-    other = load_cards(args.against) if args.against else []
+    other = _one(load_cards(args.against), args.against) if args.against else None
     with _bars() as progress:
         cards = _measured(args, progress)
-    found = cards[0].differences(_one(other, args.against)) if other else []
+    found = [] if other is None else cards[0].differences(other)
     if args.out and Path(args.out).suffix == ".html":
         from featlens_trainers.evaluation.page import write_candidates_page
 
@@ -174,31 +174,41 @@ def _reference(args: argparse.Namespace, generator: Generator | None) -> Images:
 
     if args.reference:
         return load_images(args.reference, args.reference_split, args.reference_n, args.reference_values)
-    study = None if generator is None else generator.study
-    if study is None:
+    found = None if generator is None else _held_out(generator)
+    if found is None:
         raise UsageError(
             f"{args.run or args.images} belongs to no study that held images out; give --reference LOCATION"
         )
-    return _held_out(study)
+    return found
 
 
-def _held_out(study: Path) -> Images:
-    """Images that the study held out, as it measures with them itself."""
-    from featlens.samples import SampleSet
-    from featlens_trainers.classifier import load_classifier
+def _held_out(generator: Generator) -> Images | None:
+    """Images that the study of a run held out, as it measures with them itself; None without a study."""
+    from featlens_trainers.data import load_data
     from featlens_trainers.evaluation.images import images_of
+    from featlens_trainers.runs import read_run
+    from featlens_trainers.settings import EvaluationConfig
 
-    if (study / "study.toml").exists():
+    if generator.study is None or generator.snapshot is None:
+        return None
+    if (generator.study / "study.toml").exists():
         from featlens_trainers.study import Study
         from featlens_trainers.tasks import data_of
 
-        config = Study.open(study).config
-        return images_of(
-            data_of(config, "held-out"), f"{config.data} (held-out)", config.evaluation.reference
-        )
-    _, about = load_classifier(study)
-    data = str(about["data"])
-    return images_of(SampleSet.load(data, split="held-out"), f"{data} (held-out)")
+        config = Study.open(generator.study).config
+        held = data_of(config, "held-out")
+        return images_of(held, f"{config.data} (held-out)", config.evaluation.reference)
+    # Of single trainings only the runs know which images they did not see.
+    said = (read_run(generator.snapshot.parents[2]) or {}).get("config", {})
+    if "data" not in said:
+        return None
+    # Runs of one folder are measured with as many images, whatever each was told.
+    most = EvaluationConfig().reference
+    count = most if said["data"].startswith("shapes") else None
+    held = load_data(
+        said["data"], "held-out", count, said.get("seed", 0), said.get("values"), said.get("holdout")
+    )
+    return images_of(held, f"{said['data']} (held-out)", most)
 
 
 def _one(cards: Sequence[Card], path: str) -> Card:
@@ -220,7 +230,8 @@ def _bars() -> Iterator[Progress]:
         def say(what: str, done: int, total: int) -> None:
             if what not in bars:
                 stack.close()
-                bars[what] = stack.enter_context(progress_bar(f"evaluate: {what}", "images"))
+                unit = "draws" if what == "errors" else "images"
+                bars[what] = stack.enter_context(progress_bar(f"evaluate: {what}", unit))
             bars[what](done, total)
 
         yield say

@@ -111,7 +111,8 @@ def run_jobs_of(args: argparse.Namespace, design: dict[str, tuple[object, ...]],
         there = Study.open(folder).config
         same = {key: getattr(there, key) for key in DESIGN}
         Study.open(folder, dataclasses.replace(config, **same))
-        config = there
+        # The checks only look on, and no result depends on them: those of this call hold.
+        config = dataclasses.replace(there, diagnostics=config.diagnostics)
     else:
         Study.open(folder, config)
     config = dataclasses.replace(config, **design)  # type: ignore[arg-type]
@@ -119,7 +120,7 @@ def run_jobs_of(args: argparse.Namespace, design: dict[str, tuple[object, ...]],
         return _look(args, config, folder / name)
     # Not through open: the design of this call is not that of the study.
     study = Study(folder, config)
-    with engine_of(args) as engine, stoppable():
+    with stoppable(), engine_of(args) as engine:
         study.run_only([name], engine)
     if engine.main:
         record = read_run(folder / name) or {}
@@ -127,7 +128,7 @@ def run_jobs_of(args: argparse.Namespace, design: dict[str, tuple[object, ...]],
     return 0
 
 
-DESIGN = ("inits", "ratio_inits", "divergences", "seeds", "distill")
+DESIGN = ("inits", "ratio_inits", "divergences", "seeds")
 
 
 def _look(args: argparse.Namespace, config: StudyConfig, folder: Path) -> int:

@@ -29,7 +29,9 @@ class ClassifierConfig:
 class EvaluationConfig:
     """Frechet distance and KID to the held-out images: how many generated images, how often.
 
-    Of the held-out images no more than ``reference`` are used, the first ones.
+    Of the held-out images no more than ``reference`` are used, the first ones. Features are those of
+    ``extractor`` (as ``featlens evaluate`` takes it), or of the study's own classifier if it is None; without
+    labels and without an extractor quality is not measured.
     """
 
     images: int = 1_000
@@ -37,6 +39,7 @@ class EvaluationConfig:
     heun_steps: int = 18
     grid: int = 8
     reference: int = 10_000
+    extractor: str | None = None
 
     def __post_init__(self) -> None:
         positive(self, "times", "heun_steps", "grid")

@@ -11,7 +11,7 @@ from featlens_trainers.tasks.common import (
     held_out_samples,
     require_data,
 )
-from featlens_trainers.tasks.quality import load_classifier, reference_features, run_classifier
+from featlens_trainers.tasks.quality import judge_of, load_classifier, reference_features, run_classifier
 from featlens_trainers.tasks.student import run_student
 from featlens_trainers.tasks.teacher import CONTROLS, run_control, run_teacher
 
@@ -21,6 +21,7 @@ __all__ = [
     "data_of",
     "evaluation_images",
     "held_out_samples",
+    "judge_of",
     "load_classifier",
     "reference_features",
     "require_data",

@@ -31,6 +31,7 @@ __all__ = [
     "held_out_samples",
     "image_shape",
     "keep_samples",
+    "look_at",
     "network_settings",
     "require_data",
     "training_data",
@@ -77,7 +78,12 @@ def data_of(config: StudyConfig, split: str) -> TensorData | LazyData:
 
 def require_data(config: StudyConfig) -> None:
     """Refuse data that is not there or does not fit the network, by a look at one image of it."""
-    _require_fitting(load_data(config.data, "train", 1, config.seed, config.values, config.holdout), config)
+    _require_fitting(look_at(config), config)
+
+
+def look_at(config: StudyConfig) -> TensorData | LazyData:
+    """One training image, which tells shape and classes."""
+    return load_data(config.data, "train", 1, config.seed, config.values, config.holdout)
 
 
 def _require_fitting(data: ImageData, config: StudyConfig) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +25,14 @@ from featlens_trainers.classifier import (
 )
 from featlens_trainers.config import to_mapping
 from featlens_trainers.engine import Engine
+from featlens_trainers.evaluation.extractors import load_extractor
 from featlens_trainers.initialisation import seeded
 from featlens_trainers.quality import Quality, quality
 from featlens_trainers.runs import Report, Run
 from featlens_trainers.settings import StudyConfig
-from featlens_trainers.tasks.common import data_of, image_shape, training_data
+from featlens_trainers.tasks.common import data_of, image_shape, look_at, training_data
 
-__all__ = ["features_of", "load_classifier", "measured", "reference_features", "run_classifier"]
+__all__ = ["Judge", "judge_identity", "judge_of", "load_classifier", "reference_features", "run_classifier"]
 
 CHUNK = 500
 """Images whose features are computed at once."""
@@ -46,9 +51,13 @@ def _classifier_shape(config: StudyConfig, classes: int) -> dict[str, int]:
 def run_classifier(
     study: Path, config: StudyConfig, device: str, report: Report | None = None, engine: Engine | None = None
 ) -> None:
-    """Train the study's classifier on the training images and store it; the main process does it alone."""
+    """Train the study's classifier on the training images and store it; the main process does it alone.
+
+    None is needed where the settings name an extractor, and none can be trained on images without labels.
+    """
     engine = engine or Engine(device)
-    if engine.main:
+    wanted = config.evaluation.extractor is None and _has_labels(config)
+    if engine.main and wanted:
         _train(study, config, str(engine.device), report)
     engine.wait()
 
@@ -77,15 +86,57 @@ def _train(study: Path, config: StudyConfig, device: str, report: Report | None)
         run.finish(held_out_accuracy=accuracy, digest=weights_digest(classifier))
 
 
-def reference_features(classifier: Classifier, config: StudyConfig) -> NDArray[np.float64]:
-    """Classifier features (N, d) of the held-out images."""
+def reference_features(
+    extractor: Callable[[Tensor], NDArray[Any]], config: StudyConfig
+) -> NDArray[np.float64]:
+    """Features (N, d) of the held-out images."""
     held = data_of(config, "held-out")
     many = min(len(held), config.evaluation.reference)
     rows = torch.split(torch.arange(many), CHUNK)
-    return np.concatenate([features_of(classifier, held.batch(part)[0]) for part in rows])
+    return np.concatenate([extractor(held.batch(part)[0]) for part in rows])
 
 
-def measured(study: Path, config: StudyConfig, device: str, images: Tensor) -> Quality:
-    """Distances of generated images (N, C, H, W) to the held-out ones."""
-    classifier, _ = load_classifier(study, device)
-    return quality(features_of(classifier, images), reference_features(classifier, config))
+@dataclass(frozen=True)
+class Judge:
+    """What a study measures quality with: features of images, and those of the held-out images.
+
+    Attributes
+    ----------
+    extractor
+        Images (N, C, H, W) -> features (N, d).
+    reference
+        (M, d) of the held-out images.
+    """
+
+    extractor: Callable[[Tensor], NDArray[Any]]
+    reference: NDArray[np.float64]
+
+    def __call__(self, images: Tensor) -> Quality:
+        """Distances of generated images (N, C, H, W) to the held-out ones."""
+        features = np.concatenate([self.extractor(part) for part in torch.split(images, CHUNK)])
+        return quality(features, self.reference)
+
+
+def judge_of(study: Path, config: StudyConfig, device: str) -> Judge | None:
+    """The user's extractor, else the study's classifier; None where the data has no labels to train one."""
+    extractor: Callable[[Tensor], NDArray[Any]]
+    if config.evaluation.extractor is not None:
+        extractor = load_extractor(config.evaluation.extractor, device)
+    elif (study / "classifier" / "classifier.safetensors").exists() or _has_labels(config):
+        extractor = partial(features_of, load_classifier(study, device)[0])
+    else:
+        return None
+    return Judge(extractor, reference_features(extractor, config))
+
+
+def judge_identity(study: Path, config: StudyConfig) -> dict[str, str]:
+    """What a run records of how its quality was measured."""
+    if config.evaluation.extractor is not None:
+        return {"extractor": load_extractor(config.evaluation.extractor).digest}
+    if (study / "classifier" / "classifier.safetensors").exists() or _has_labels(config):
+        return {"classifier": weights_digest(load_classifier(study, "cpu")[0])}
+    return {}
+
+
+def _has_labels(config: StudyConfig) -> bool:
+    return look_at(config).num_labels > 0

@@ -14,7 +14,7 @@ from featlens.errors import FeatlensError
 from featlens_trainers.alarms import Alarms
 from featlens_trainers.config import to_mapping
 from featlens_trainers.data import ImageData
-from featlens_trainers.diagnostics import Diagnosis, diagnose
+from featlens_trainers.diagnostics import Diagnosis, bin_shares, diagnose
 from featlens_trainers.directions import resolve_divergence
 from featlens_trainers.distillation import distill, start_distillation
 from featlens_trainers.engine import Engine
@@ -28,7 +28,7 @@ from featlens_trainers.initialisation import (
 )
 from featlens_trainers.networks import FakeScoreRatio, RatioNetwork, build_ratio
 from featlens_trainers.posthoc import save_averages
-from featlens_trainers.quality import Quality, quality
+from featlens_trainers.quality import Quality
 from featlens_trainers.runs import Report, Run, crossed, newest_snapshot
 from featlens_trainers.sampler import OneStepGenerator
 from featlens_trainers.settings import DistillConfig, InitSpec, StudyConfig
@@ -43,7 +43,7 @@ from featlens_trainers.tasks.common import (
     network_settings,
     training_data,
 )
-from featlens_trainers.tasks.quality import features_of, load_classifier, reference_features
+from featlens_trainers.tasks.quality import judge_identity, judge_of
 from featlens_trainers.training import Step, Training
 
 __all__ = ["run_student"]
@@ -132,7 +132,7 @@ def _described(study: Path, config: StudyConfig, plan: _Plan) -> dict[str, Any]:
         "sources": {name: weights_digest(network) for name, network in plan.trained.items()}
         | {path: tensors_digest(tensors) for path, tensors in plan.others.items()},
         "evaluation": to_mapping(config.evaluation),
-        "classifier": weights_digest(load_classifier(study, "cpu")[0]),
+        **judge_identity(study, config),
     }
 
 
@@ -170,17 +170,22 @@ def _finish(
         ratio = training.networks.get("ratio")
         if isinstance(ratio, (RatioNetwork, FakeScoreRatio)):
             save_ratio(folder / "ratio.safetensors", ratio, images=training.images)
+        if evaluate.last is None:
+            # Killed between the last evaluation and here: the state is that of the end.
+            evaluate.look()
+        assert evaluate.last is not None
         keep_samples(run, evaluate.last[: config.evaluation.grid**2])
+        found = {} if evaluate.result is None else evaluate.result.to_dict()
         origins = {name: manifest.counts() for name, manifest in manifests.items()}
-        run.finish(quality=evaluate.result.to_dict(), origins=origins, **about(ema, run))
+        run.finish(quality=found, origins=origins, **about(ema, run))
     run.engine.wait()
 
 
 class _Evaluation:
     """Measures and diagnoses the current student, logs the result, and rings where it must."""
 
-    last: Tensor
-    result: Quality
+    last: Tensor | None = None
+    result: Quality | None = None
 
     def __init__(
         self, study: Path, config: StudyConfig, run: Run, training: Training, plan: _Plan, data: ImageData
@@ -188,17 +193,24 @@ class _Evaluation:
         self._config, self._run, self._training, self._plan, self._data = config, run, training, plan, data
         self.batch = plan.settings.batch
         self._generator = OneStepGenerator(training.networks["ema"], plan.settings.sigma_init)
-        self._classifier, _ = load_classifier(study, str(run.engine.device))
-        self._reference = reference_features(self._classifier, config)
+        self._judge = judge_of(study, config, str(run.engine.device)) if run.engine.main else None
+        self._shares = bin_shares(config.diagnostics.sigmas, plan.settings.noise)
 
     def __call__(self, images: int) -> None:
-        self.last = evaluation_images(self._generator, self._config, self._run.engine.device)
-        self.result = quality(features_of(self._classifier, self.last), self._reference)
+        self.look()
         diagnosis = self._diagnosis(images)
         found = {} if diagnosis is None else diagnosis.metrics()
-        self._run.log(images, frechet=self.result.frechet, kid=self.result.kid, **found)
+        if self.result is not None:
+            found |= {"frechet": self.result.frechet, "kid": self.result.kid}
+        self._run.log(images, **found)
         if diagnosis is not None:
-            Alarms(self._training.notes, self._config.diagnostics.alarms).hear(diagnosis)
+            alarms = Alarms(self._training.notes, self._config.diagnostics.alarms)
+            alarms.hear(diagnosis, self._shares)
+
+    def look(self) -> None:
+        """Draw the images of the current student and measure them; nothing is logged."""
+        self.last = evaluation_images(self._generator, self._config, self._run.engine.device)
+        self.result = None if self._judge is None else self._judge(self.last)
 
     def _diagnosis(self, images: int) -> Diagnosis | None:
         settings = self._config.diagnostics

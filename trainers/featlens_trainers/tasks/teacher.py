@@ -30,7 +30,7 @@ from featlens_trainers.tasks.common import (
     network_settings,
     training_data,
 )
-from featlens_trainers.tasks.quality import load_classifier, measured
+from featlens_trainers.tasks.quality import judge_identity, judge_of
 from featlens_trainers.teacher import regress_map, start_teacher, train_teacher
 from featlens_trainers.training import Step, Training
 
@@ -45,7 +45,7 @@ def run_teacher(
     given = None if config.pretrained is None else _given(config, str(engine.device))
     settings = network_settings(config) | {
         "teacher": to_mapping(config.teacher) if given is None else {"pretrained": weights_digest(given)},
-        "classifier": weights_digest(load_classifier(study, "cpu")[0]),
+        **judge_identity(study, config),
     }
     with Run(study / "teacher", "teacher", settings, engine) as run:
         if run.done:
@@ -91,8 +91,11 @@ def _teacher_quality(study: Path, config: StudyConfig, run: Run, ema: EDMDenoise
     data = training_data(config, device)
     real = data.batch(torch.arange(min(len(data), config.evaluation.images)))[0].cpu()
     keep_samples(run, heun[: config.evaluation.grid**2])
+    judge = judge_of(study, config, device)
+    if judge is None:
+        return {}
     return {
-        key: asdict(measured(study, config, device, shown))
+        key: asdict(judge(shown))
         for key, shown in {"heun": heun, "one_step": one_step, "training_images": real}.items()
     }
 
