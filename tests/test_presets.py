@@ -163,3 +163,10 @@ def test_unknown_divergences_get_the_nearest_match() -> None:
 def test_every_initialisation_can_be_specified_with_every_start_of_the_ratio_network() -> None:
     specs = {InitSpec(student, ratio) for student in STUDY_INITIALISATIONS for ratio in RATIO_INITIALISATIONS}
     assert len(specs) == 12
+
+
+def test_full_doubles_the_images_of_any_study() -> None:
+    """What --help says; a study of shapes was cut to the length of the digits' once."""
+    for name in ("digits", "shapes32"):
+        assert resolve_study(name, full=True).distill.images == 2 * resolve_study(name).distill.images
+    assert resolve_study("digits", full=True).distill.images == 38_400

@@ -25,7 +25,7 @@ SECTIONS = [
     "What each initialisation keeps",
     "Samples",
     "Features: students against the teacher",
-    "Linear probes: digit class by site and noise level",
+    "Linear probes: class by site and noise level",
     "What was run",
 ]
 

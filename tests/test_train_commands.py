@@ -251,7 +251,7 @@ def test_one_real_step_needs_no_data(call: Call, tmp_path: Path, preset: str, ch
     assert not (tmp_path / "new").exists()
 
 
-def test_one_step_of_no_image_is_refused(fail: Fail) -> None:
+def test_one_step_of_no_image_is_refused(fail: Any) -> None:
     assert "(--step-batch) must be at least 1, got 0" in fail(
         2, "train", "digits", "--one-step", "--step-batch", "0"
     )

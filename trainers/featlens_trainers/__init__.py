@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featlens_trainers.body import start_body, train_body
     from featlens_trainers.data import ImageData, LazyData, TensorData, load_data, read_ahead
+    from featlens_trainers.diagnostics import Diagnosis, diagnose
     from featlens_trainers.directions import (
         DIVERGENCES,
         DiffInstruct,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         build_network,
         build_ratio,
     )
+    from featlens_trainers.posthoc import posthoc_denoiser, save_averages, write_posthoc
     from featlens_trainers.presets import resolve_study
     from featlens_trainers.quality import frechet_distance, kernel_distance
     from featlens_trainers.sampler import OneStepGenerator, heun_sample
@@ -44,12 +46,15 @@ if TYPE_CHECKING:
         DistillConfig,
         InitSpec,
         NamedInit,
+        NoiseConfig,
+        RegressionConfig,
         StudyConfig,
         TeacherConfig,
         parse_init,
     )
+    from featlens_trainers.settings.diagnostics import DiagnosticsConfig
     from featlens_trainers.study import Study
-    from featlens_trainers.teacher import edm_loss, start_teacher, train_teacher
+    from featlens_trainers.teacher import edm_loss, regress_map, start_teacher, train_teacher
     from featlens_trainers.training import Step, Training
     from featlens_trainers.weighting import WEIGHTINGS
 
@@ -58,6 +63,8 @@ _HOME = {
     "BodyConfig": "settings",
     "DIVERGENCES": "directions",
     "DiTConfig": "networks",
+    "Diagnosis": "diagnostics",
+    "DiagnosticsConfig": "settings.diagnostics",
     "DiffInstruct": "directions",
     "Direction": "directions",
     "DistillConfig": "settings",
@@ -68,11 +75,13 @@ _HOME = {
     "InitSpec": "settings",
     "LazyData": "data",
     "NamedInit": "settings",
+    "NoiseConfig": "settings",
     "Noised": "directions",
     "OneStepGenerator": "sampler",
     "RatioConfig": "networks",
     "RatioDirection": "directions",
     "RatioNetwork": "networks",
+    "RegressionConfig": "settings",
     "SiD": "directions",
     "Step": "training",
     "Study": "study",
@@ -86,6 +95,7 @@ _HOME = {
     "build_denoiser": "networks",
     "build_network": "networks",
     "build_ratio": "networks",
+    "diagnose": "diagnostics",
     "distill": "distillation",
     "edm_loss": "teacher",
     "frechet_distance": "quality",
@@ -98,13 +108,17 @@ _HOME = {
     "make_engine": "engine",
     "memory_advice": "engine",
     "parse_init": "settings",
+    "posthoc_denoiser": "posthoc",
     "read_ahead": "data",
+    "regress_map": "teacher",
     "resolve_study": "presets",
+    "save_averages": "posthoc",
     "start_body": "body",
     "start_distillation": "distillation",
     "start_teacher": "teacher",
     "train_body": "body",
     "train_teacher": "teacher",
+    "write_posthoc": "posthoc",
 }
 
 __all__ = [
@@ -112,6 +126,8 @@ __all__ = [
     "BodyConfig",
     "DIVERGENCES",
     "DiTConfig",
+    "Diagnosis",
+    "DiagnosticsConfig",
     "DiffInstruct",
     "Direction",
     "DistillConfig",
@@ -122,11 +138,13 @@ __all__ = [
     "InitSpec",
     "LazyData",
     "NamedInit",
+    "NoiseConfig",
     "Noised",
     "OneStepGenerator",
     "RatioConfig",
     "RatioDirection",
     "RatioNetwork",
+    "RegressionConfig",
     "SiD",
     "Step",
     "Study",
@@ -140,6 +158,7 @@ __all__ = [
     "build_denoiser",
     "build_network",
     "build_ratio",
+    "diagnose",
     "distill",
     "edm_loss",
     "frechet_distance",
@@ -152,13 +171,17 @@ __all__ = [
     "make_engine",
     "memory_advice",
     "parse_init",
+    "posthoc_denoiser",
     "read_ahead",
+    "regress_map",
     "resolve_study",
+    "save_averages",
     "start_body",
     "start_distillation",
     "start_teacher",
     "train_body",
     "train_teacher",
+    "write_posthoc",
 ]
 
 

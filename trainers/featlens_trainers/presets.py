@@ -127,9 +127,8 @@ FULL = {
     "inits": ["teacher", "features_only", "single_sigma", "map_regressed", "prior_only", "random"],
     "ratio_inits": list(RATIO_INITIALISATIONS),
     "seeds": [0, 1, 2],
-    "distill": {"images": 38_400},
 }
-"""What ``--full`` of digits changes: both starts of the ratio network, three seeds, longer."""
+"""What ``--full`` changes: starts of the ratio network, three seeds, and students train twice as long."""
 
 
 def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | None = None) -> StudyConfig:
@@ -145,7 +144,8 @@ def resolve_study(name: str, full: bool = False, overrides: dict[str, Any] | Non
     else:
         raise UsageError(f"unknown preset {name!r}: {choices_hint(name, PRESETS)} (or give a .toml file)")
     if full:
-        config = from_mapping(StudyConfig, FULL, config)
+        longer = {"distill": {"images": 2 * config.distill.images}}
+        config = from_mapping(StudyConfig, FULL | longer, config)
     return from_mapping(StudyConfig, _with_divergences(overrides or {}), config)
 
 

@@ -278,9 +278,9 @@ def _probes(page: Page, results: Mapping[str, Any]) -> None:
     if not panels:
         return
     page.section(
-        "Linear probes: digit class by site and noise level",
+        "Linear probes: class by site and noise level",
         note(
-            "Share of held-out digits that a linear probe on the site's features names right: "
+            "Share of held-out images that a linear probe on the site's features names right: "
             f"{facts['splits']} random splits, {facts['n_fit']} images to fit and to choose the penalty, "
             f"{facts['n_test']} to test. Chance is measured by permuted labels and shown on hover."
         ),
@@ -337,7 +337,7 @@ def _record(page: Page, folder: Path, config: StudyConfig, results: Mapping[str,
         note(f"Wall time {spent:.0f} s in {len(sessions)} session(s): {said}.", "plain")
         if sessions
         else note("", "plain"),
-        note(f"The quality classifier names {100 * accuracy:.1f} % of held-out digits right.", "plain")
+        note(f"The quality classifier names {100 * accuracy:.1f} % of held-out images right.", "plain")
         if accuracy
         else note("", "plain"),
         table(["package", "version"], list(results["versions"].items())),
