@@ -118,13 +118,13 @@ class Preconditioning:
     sigma_data: float = 0.5
 
     def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """What a raw network is given: (B, ...) ``c_in x`` in the type of x, and (B,) ``c_noise``.
+        """What a raw network is given: (B, ...) ``c_in x`` and (B,) ``c_noise``, in the type of x.
 
-        Half precision is scaled in float32; under autocast it stays in float32, and so does c_noise.
+        Half precision is scaled in float32; under autocast both stay in float32.
         """
-        wide = _wide(x)
+        wide, result = _wide(x), _result_type(x)
         sigma = sigma.to(wide.dtype)
-        return (column(self.c_in(sigma), wide) * wide).to(_result_type(x)), self.c_noise(sigma)
+        return (column(self.c_in(sigma), wide) * wide).to(result), self.c_noise(sigma).to(result)
 
     def estimate(self, x: Tensor, sigma: Tensor, raw: Tensor) -> Tensor:
         """Estimate of x0 from the raw network's output, (B, ...), of x's type; float32 under autocast."""

@@ -230,7 +230,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     run_jobs = featlens_trainers.study.run_jobs
     monkeypatch.setattr(
-        featlens_trainers.study, "run_jobs", lambda jobs, workers, monitor: run_jobs(jobs, 0, monitor)
+        featlens_trainers.study,
+        "run_jobs",
+        lambda jobs, workers, monitor, **options: run_jobs(jobs, 0, monitor, **options),
     )
 
 
@@ -257,7 +259,7 @@ def test_train_and_distill_work_in_a_new_folder(tmp_path: Path, tiny_toml: Path,
 
 def test_dry_runs_write_nothing(tmp_path: Path, tiny_toml: Path, call: Any) -> None:
     folder = tmp_path / "new"
-    said = json.loads(call("distill", tiny_toml, "-o", folder, "--dry-run", "--divergence", "js"))
+    said = json.loads(call("distill", tiny_toml, "-o", folder, "--dry-run", "--divergence", "js", "--json"))
     assert said["folder"].endswith("student-teacher-random-js-s0")
     text = call("study", tiny_toml, "-o", folder, "--dry-run", "--seeds", "0,1", "--full")
     assert "student-map_regressed-teacher-reverse_kl-s1  (after teacher, map_regressed)" in text
