@@ -206,6 +206,15 @@ def test_quality_can_be_measured_in_features_of_ones_own(shapes: Path, tmp_path:
     assert "extractor" in record["config"] and "classifier" not in record["config"]
 
 
+def test_a_teacher_of_another_architecture_is_refused_before_anything_is_trained(
+    folder: Path, shapes: Path, tmp_path: Path, fail: Any
+) -> None:
+    words = ("distill", shapes, "-o", tmp_path / "new", "--teacher", folder / "teacher")
+    line = fail(2, *words, "--set", "network.channels=16")
+    assert "another architecture than the students: network.channels: 8 there, 16 asked for" in line
+    assert not (tmp_path / "new").exists()
+
+
 def test_data_of_another_size_is_refused(tmp_path: Path, fail: Any) -> None:
     line = fail(2, "train", "shapes32", "--data", "digits", "-o", tmp_path / "new")
     assert "digits have 1 channel and resolution 8" in line

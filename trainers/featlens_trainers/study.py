@@ -145,11 +145,13 @@ class Study:
         from featlens_trainers.initialisation import load_source
         from featlens_trainers.networks.build import bare_denoiser
         from featlens_trainers.settings.initialisation import TRAINED
+        from featlens_trainers.tasks.teacher import pretrained_teacher
         from featlens_trainers.weighting import resolve_weighting
 
         config = self.config
         if config.pretrained is not None:
             _require_run(Path(config.pretrained))
+            pretrained_teacher(config, "cpu")
         with torch.device("meta"):
             student = bare_denoiser(config.network, config.sigma_data)
         for spec in students:

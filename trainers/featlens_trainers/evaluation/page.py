@@ -44,6 +44,8 @@ def candidates_figure(cards: Sequence[Card]) -> Any:
             col=index % 3 + 1,
         )
     chart.update_xaxes(type="log", tickvals=ks, ticktext=[str(k) for k in ks], title_text="k")
+    # The tool bar of the picture stands above the titles of the panels.
+    chart.update_layout(margin={"t": 80})
     return chart
 
 

@@ -34,7 +34,7 @@ from featlens_trainers.tasks.quality import judge_identity, judge_of
 from featlens_trainers.teacher import regress_map, start_teacher, train_teacher
 from featlens_trainers.training import Step, Training
 
-__all__ = ["CONTROLS", "run_control", "run_teacher"]
+__all__ = ["CONTROLS", "pretrained_teacher", "run_control", "run_teacher"]
 
 
 def run_teacher(
@@ -42,7 +42,7 @@ def run_teacher(
 ) -> None:
     """Train the teacher; its quality is that of Heun samples of its average."""
     engine = engine or Engine(device)
-    given = None if config.pretrained is None else _given(config, str(engine.device))
+    given = None if config.pretrained is None else pretrained_teacher(config, str(engine.device))
     settings = network_settings(config) | {
         "teacher": to_mapping(config.teacher) if given is None else {"pretrained": weights_digest(given)},
         **judge_identity(study, config),
@@ -63,7 +63,7 @@ def run_teacher(
         engine.wait()
 
 
-def _given(config: StudyConfig, device: str) -> EDMDenoiser:
+def pretrained_teacher(config: StudyConfig, device: str) -> EDMDenoiser:
     """The teacher that somebody trained already, if it is of the study's architecture."""
     path = Path(str(config.pretrained))
     if not path.exists():
