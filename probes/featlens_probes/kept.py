@@ -68,6 +68,7 @@ class Kept:
                     )
                 self._read(self._file)
             except OSError as error:
+                self.__exit__(None, None, None)
                 raise explain_os_error(error, self.path) from error
         return self
 
@@ -86,7 +87,10 @@ class Kept:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if not isinstance(entry, dict) or (number == 0 and entry.get("identity") != self.identity):
+            wanted = {"key", "value"} if number else {"identity"}
+            if not isinstance(entry, dict) or set(entry) != wanted:
+                break
+            if not number and entry["identity"] != self.identity:
                 break
             if number:
                 self.values[str(entry["key"])] = entry["value"]
