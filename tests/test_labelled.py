@@ -75,7 +75,7 @@ def test_wrong_endings_and_files(heights: Heights, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         Heights.load(tmp_path / "none.nc")
     (tmp_path / "bad.nc").write_text("no netCDF")
-    with pytest.raises(FeatlensError, match="expected a .nc file of featlens.heights"):
+    with pytest.raises(FeatlensError, match=r"expected a \.nc file of featlens\.heights"):
         Heights.load(tmp_path / "bad.nc")
     xr.Dataset(attrs={"format": "featlens.other"}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with pytest.raises(UsageError, match=r"got 'featlens\.other'"):

@@ -83,7 +83,7 @@ class Labelled:
         return frame
 
     def to_json(self) -> str:
-        """Object with ``format``, ``attrs``, ``coords`` and ``variables`` (dims and values) of the data set."""
+        """Object with ``format``, ``attrs``, ``coords`` and ``variables`` (dims, values) of the data set."""
         data = self.data
         return json.dumps(
             {
@@ -91,7 +91,10 @@ class Labelled:
                 "attrs": finite(dict(data.attrs)),
                 "coords": {str(name): finite(data[name].values) for name in data.coords},
                 "variables": {
-                    str(name): {"dims": [str(d) for d in data[name].dims], "values": finite(data[name].values)}
+                    str(name): {
+                        "dims": [str(d) for d in data[name].dims],
+                        "values": finite(data[name].values),
+                    }
                     for name in data.data_vars
                 },
             }
